@@ -1,0 +1,183 @@
+"""Text to token ids and back, without loss: bytes, characters or SentencePiece pieces, one protocol.
+
+Every id stands for some bytes, so any sequence of ids decodes. There is no id for unknown text: `encode` refuses what it cannot say.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import sentencepiece
+from etils import epath
+from jaxtyping import Int32
+
+from cdcd_jax.config import DataConfig, UserError
+from cdcd_jax.data import unigram
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What every tokenizer has. An id is None where the tokenizer has no such token."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def pad_id(self) -> int | None: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def encode(self, text: str) -> Int32[np.ndarray, "n"]: ...
+    def decode(self, ids: Iterable[int]) -> str: ...
+    def piece(self, id: int) -> str: ...
+    def save(self, directory: epath.PathLike) -> None: ...
+
+
+class _Pieces:
+    """What the tokenizers share: an id is a string of bytes, and the tokenizer is what `content` and `model` say."""
+
+    pad_id = bos_id = eos_id = None
+
+    def __init__(self, name: str, pieces: list[bytes], content: dict[str, Any], model: bytes = b""):
+        self.name, self.vocab_size = name, len(pieces)
+        self.fingerprint = hashlib.sha256(json.dumps([name, content], sort_keys=True).encode() + model).hexdigest()
+        self._pieces, self._content, self._model = pieces, content, model
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; bytes that form no character become U+FFFD. Raises UserError for an id outside the vocabulary."""
+        ids = [int(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise UserError(f"token id {i} lies outside the vocabulary of {self.vocab_size} tokens.")
+        return b"".join([self._pieces[i] for i in ids]).decode("utf-8", "replace")
+
+    def piece(self, id: int) -> str:
+        """The token's own text, white space as it is; bytes that are no character on their own as <0xE2>."""
+        try:
+            return self._pieces[id].decode("utf-8")
+        except UnicodeDecodeError:
+            return "".join(f"<0x{byte:02X}>" for byte in self._pieces[id])
+
+    def save(self, directory: epath.PathLike) -> None:
+        """Writes tokenizer.json (and spm.model) into the directory, which is made if missing."""
+        directory = epath.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        if self._model:
+            (directory / "spm.model").write_bytes(self._model)
+        about = {"name": self.name, "vocab_size": self.vocab_size, "fingerprint": self.fingerprint, **self._content}
+        (directory / "tokenizer.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+class ByteTokenizer(_Pieces):
+    """The 256 bytes of UTF-8."""
+
+    def __init__(self) -> None:
+        super().__init__("byte", [bytes([i]) for i in range(256)], {})
+
+    def encode(self, text: str) -> Int32[np.ndarray, "n"]:
+        return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
+
+
+class CharTokenizer(_Pieces):
+    """The characters of an alphabet, in the order of their code points."""
+
+    def __init__(self, alphabet: str):
+        alphabet = "".join(sorted(set(alphabet)))
+        super().__init__("char", [c.encode("utf-8") for c in alphabet], {"alphabet": alphabet})
+        self._points = np.array([ord(c) for c in alphabet], np.uint32)
+
+    def encode(self, text: str) -> Int32[np.ndarray, "n"]:
+        _utf8(text)
+        _refuse(self.name, set(text) - set(self._content["alphabet"]))
+        return np.searchsorted(self._points, np.frombuffer(text.encode("utf-32-le"), np.uint32)).astype(np.int32)
+
+
+class SentencePieceTokenizer(_Pieces):
+    """A SentencePiece unigram model (Kudo 2018) whose id 0, its unknown token, is left out: our id is its id less one.
+
+    model: the serialised model. stand_ins: a special character -> the private-use character that stands for it in the model.
+    """
+
+    def __init__(self, model: bytes, stand_ins: dict[str, str]):
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._known = str.maketrans(stand_ins)
+        back = str.maketrans({stand_in: c for c, stand_in in stand_ins.items()} | {unigram.SPACE: " "})
+        pieces = []
+        for i in range(1, self._processor.vocab_size()):
+            piece = self._processor.id_to_piece(i)
+            pieces.append(bytes([int(piece[3:5], 16)]) if self._processor.is_byte(i) else piece.translate(back).encode("utf-8"))
+        super().__init__("sentencepiece", pieces, {"stand_ins": stand_ins}, model)
+
+    def encode(self, text: str) -> Int32[np.ndarray, "n"]:
+        _utf8(text)
+        _refuse(self.name, {c for c in set(text) if not self._knows(c)})
+        words = unigram.WORD.findall(text)
+        distinct = list(dict.fromkeys(words))
+        ids = dict(zip(distinct, self._processor.encode([word.translate(self._known) for word in distinct])))
+        return np.array([i for word in words for i in ids[word]], np.int32) - np.int32(1)
+
+    def _knows(self, character: str) -> bool:
+        """Whether the character comes back: not where it is unknown, means something to SentencePiece, or stands for another."""
+        ids = self._processor.encode(character.translate(self._known))
+        return 0 not in ids and b"".join(self._pieces[i - 1] for i in ids) == character.encode("utf-8")
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text is not valid Unicode: a lone surrogate {text[error.start]!r} at character {error.start}.") from error
+
+
+def _refuse(name: str, missing: set[str]) -> None:
+    if missing:
+        names = " ".join(repr(c) for c in sorted(missing)[:20]) + (" ..." if len(missing) > 20 else "")
+        raise UserError(f"the {name} tokenizer lacks the characters {names}; it knows those of the text that it was made from.")
+
+
+def train(config: DataConfig, train_text: str, alphabet_text: str) -> Tokenizer:
+    """The tokenizer that the config names.
+
+    train_text: what SentencePiece learns pieces from. alphabet_text: the whole corpus, whose characters must all be in the vocabulary.
+    Raises UserError when no vocabulary of `config.vocab_size` exists.
+    """
+    if config.tokenizer == "byte":
+        return ByteTokenizer()
+    if config.tokenizer == "char":
+        return CharTokenizer("".join(sorted(set(alphabet_text))))
+    if config.tokenizer != "sentencepiece":
+        raise UserError(f'data.tokenizer {config.tokenizer!r} is unknown; it must be "sentencepiece", "char" or "byte".')
+    return SentencePieceTokenizer(*unigram.fit(config.vocab_size, train_text, alphabet_text))
+
+
+def load(directory: epath.PathLike) -> Tokenizer:
+    """The tokenizer saved in a directory. Raises UserError when it is missing, or is not what was saved."""
+    directory = epath.Path(directory)
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        raise UserError(f"there is no tokenizer in {str(directory)!r}: {path.name} is missing.")
+    try:
+        about = json.loads(path.read_text())
+        kind, fingerprint = about["name"], about["fingerprint"]
+        if kind == "byte":
+            tokenizer = ByteTokenizer()
+        elif kind == "char":
+            tokenizer = CharTokenizer(about["alphabet"])
+        elif kind == "sentencepiece":
+            tokenizer = SentencePieceTokenizer((directory / "spm.model").read_bytes(), about["stand_ins"])
+        else:
+            raise KeyError(kind)
+        same = tokenizer.fingerprint == fingerprint and tokenizer.vocab_size == about["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"the tokenizer in {str(directory)!r} is damaged ({type(error).__name__}: {error}); restore it, or train anew.") from error
+    if not same:
+        raise UserError(
+            f"the tokenizer in {str(directory)!r} is not the one that was saved: its content does not have the fingerprint {fingerprint}."
+        )
+    return tokenizer

@@ -1,0 +1,24 @@
+"""Guidance: a denoise from a denoise (paper, section 6)."""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from cdcd_jax.diffusion.kernel import Denoise, Denoised
+
+
+def classifier_free(denoise_pair: Denoise, scale: float) -> Denoise:
+    """Classifier-free guidance: x0 = x0_dropped + scale (x0_conditioned - x0_dropped); scale 1 is the conditional model.
+
+    `denoise_pair` takes 2 B rows: its first B rows are conditioned, its last B rows are the same sequences with their conditioning dropped, so
+    that both answers come from one call. The logits are guided in the same way, and the guided x0 is what both rows are fed back.
+    """
+
+    def guide(both: Array) -> Array:
+        conditioned, dropped = jnp.split(both, 2)
+        return dropped + scale * (conditioned - dropped)
+
+    def denoise(x: Array, sigma: Array, previous: Array) -> Denoised:
+        both = denoise_pair(*(jnp.concatenate([a, a]) for a in (x, sigma, previous)))
+        return Denoised(guide(both.x0), guide(both.logits))
+
+    return denoise

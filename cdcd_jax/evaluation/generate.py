@@ -1,0 +1,156 @@
+"""Generation: unconditional, from a prompt, or into a template's blanks."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+
+from cdcd_jax.config import SampleConfig, UserError, did_you_mean
+from cdcd_jax.diffusion import guidance, sampler
+from cdcd_jax.diffusion.solvers import SOLVERS
+from cdcd_jax.evaluation import templates
+from cdcd_jax.evaluation.model import Model, denoise_of, warp_of
+from cdcd_jax.training.progress import progress
+
+BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One sequence: its text, its tokens, which of them were given, and what it cost (`nfe` denoiser calls of this one sequence)."""
+
+    text: str
+    tokens: list[int]
+    fixed: list[bool]
+    nfe: int
+    seed: int
+    prompt: str | None = None
+    template: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """A line of samples.jsonl: without prompt or template where there is none."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+def check(settings: SampleConfig) -> None:
+    """Raises UserError for settings that no sampler has."""
+    if settings.solver not in SOLVERS:
+        raise UserError(f"unknown solver {settings.solver!r}{did_you_mean(settings.solver, SOLVERS)}.")
+    if settings.num_steps < 1:
+        raise UserError(f"num_steps must be at least 1, not {settings.num_steps}.")
+    for name in ("score_temperature", "initial_noise_scale"):
+        if not getattr(settings, name) > 0:
+            raise UserError(f"{name} must be above 0, not {getattr(settings, name)}.")
+    if not settings.guidance >= 0:
+        raise UserError(f"guidance must be 0 or more (1 is none), not {settings.guidance}.")
+
+
+def calls(settings: SampleConfig) -> int:
+    """Denoiser calls for one sequence: the solver's steps and the final prediction, twice with guidance."""
+    return (settings.num_steps * SOLVERS[settings.solver][1] + 1) * (1 if settings.guidance == 1 else 2)
+
+
+def layout(model: Model, prompt: str | None, template: str | None) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"], int]:
+    """(tokens, given, used) of a sequence. Without a template all positions are used."""
+    if prompt is not None and template is not None:
+        raise UserError("give a prompt or a template, not both: a template may begin with text.")
+    if template is not None:
+        return templates.encode(templates.parse(template), model.tokenizer, model.length, "template")
+    if prompt is not None:
+        tokens, given, _ = templates.encode([prompt], model.tokenizer, model.length, "prompt")
+        return tokens, given, model.length
+    return np.zeros(model.length, np.int32), np.zeros(model.length, bool), model.length
+
+
+def make_sampler(model: Model, settings: SampleConfig, candidates: int = 0) -> Any:
+    """A jitted (params, tokens [B, L], given [B, L], keys [B]) -> tokens [B, L]; with candidates > 0, -> the trajectory's Frames.
+
+    Each sequence has a key of its own, so that a sample does not depend on what is sampled beside it.
+    """
+    check(settings)
+    solver, width = SOLVERS[settings.solver][0], model.config.model.embedding_dim
+
+    def step(*arguments: Any) -> Any:
+        return solver(*arguments, temperature=settings.score_temperature)
+
+    @jax.jit
+    def run(params: Any, tokens: jax.Array, given: jax.Array, keys: jax.Array) -> Any:
+        batch, length = tokens.shape
+        noise = settings.initial_noise_scale * jax.vmap(lambda key: jax.random.normal(key, (length, width)))(keys)
+        if settings.guidance == 1:
+            denoise = denoise_of(model, params, tokens, given, jnp.ones(batch, bool))
+        else:
+            twice = [jnp.concatenate([a, a]) for a in (tokens, given)]
+            denoise = guidance.classifier_free(denoise_of(model, params, *twice, jnp.arange(2 * batch) < batch), settings.guidance)
+        warp, step_key = warp_of(model, params), jax.random.fold_in(keys[0], 1)
+        if candidates:
+            return sampler.trajectory(denoise, warp, step, noise, given, step_key, settings.num_steps, candidates)
+        return sampler.sample(denoise, warp, step, noise, given, tokens, step_key, settings.num_steps)
+
+    return run
+
+
+def keys_for(seed: int, start: int, count: int) -> jax.Array:
+    """The keys of samples start .. start + count - 1 under a seed."""
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(start, start + count))
+
+
+def generate(
+    model: Model, run: Any, settings: SampleConfig, num_samples: int, seed: int, prompt: str | None = None, template: str | None = None
+) -> list[Sample]:
+    """num_samples sequences from a sampler of make_sampler. A template's text ends where the template ends."""
+    if num_samples < 1:
+        raise UserError(f"num_samples must be at least 1, not {num_samples}.")
+    tokens, given, used = layout(model, prompt, template)
+    batch = min(num_samples, BATCH)
+    rows = [jnp.asarray(np.broadcast_to(a, (batch, model.length))) for a in (tokens, given)]
+    sequences: list[np.ndarray] = []
+    with progress(num_samples, "sampling") as bar:
+        for start in range(0, num_samples, batch):
+            began = time.monotonic()
+            sequences += list(np.asarray(run(model.params, *rows, keys_for(seed, start, batch))))
+            bar.update(min(start + batch, num_samples), f"{batch * model.length / (time.monotonic() - began):,.0f} tokens/s")
+    return [
+        Sample(
+            text=model.tokenizer.decode(sequence[:used].tolist()),
+            tokens=sequence[:used].tolist(),
+            fixed=given[:used].tolist(),
+            nfe=calls(settings),
+            seed=seed,
+            prompt=prompt,
+            template=template,
+        )
+        for sequence in sequences[:num_samples]
+    ]
+
+
+def trajectory(model: Model, settings: SampleConfig, seed: int, prompt: str | None, template: str | None, frames: int, candidates: int) -> dict[str, Any]:
+    """One sequence's path from noise to text as trajectory.json holds it: `frames` of its steps, with each position's likeliest candidates."""
+    tokens, given, used = layout(model, prompt, template)
+    run = make_sampler(model, settings, candidates)
+    seen = run(model.params, jnp.asarray(tokens[None]), jnp.asarray(given[None]), keys_for(seed, 0, 1))
+    chosen = np.unique(np.linspace(0, settings.num_steps, frames).astype(int))
+    final = np.where(given, tokens, np.asarray(seen.candidates[-1, 0, :, 0]))[:used]
+    piece = model.tokenizer.piece
+
+    def frame(index: int) -> dict[str, Any]:
+        shown = np.asarray(seen.candidates[index, 0, :used])
+        return {
+            "sigma": float(seen.sigma[index]),
+            "u": float(seen.u[index]),
+            "tokens": [[piece(int(i)) for i in row] for row in shown],
+            "probabilities": np.asarray(seen.probabilities[index, 0, :used]).round(4).tolist(),
+            "entropy": np.asarray(seen.entropy[index, 0, :used]).round(4).tolist(),
+        }
+
+    return {
+        "text": model.tokenizer.decode(final.tolist()),
+        "pieces": [piece(int(i)) for i in final],
+        "fixed": given[:used].tolist(),
+        "template": template or prompt or "",
+        "frames": [frame(int(index)) for index in chosen],
+    }

@@ -1,0 +1,57 @@
+"""Prompts and templates: from text with blanks to tokens with given positions."""
+
+import re
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from cdcd_jax.config import UserError
+from cdcd_jax.data.tokenizers import Tokenizer
+
+_PART = re.compile(r"\[\[|\[([^\[\]]*)\]|[^\[]+|\[")
+
+
+def parse(template: str) -> list[str | int]:
+    """The template's parts: texts as they are, blanks as numbers of tokens. `[8]` is a blank of eight tokens, `[[` a literal bracket."""
+    parts: list[str | int] = []
+    for match in _PART.finditer(template):
+        word = match.group(0)
+        if match.group(1) is not None:
+            if not match.group(1).isdecimal() or int(match.group(1)) < 1:
+                raise UserError(f"the blank {word!r} of the template is no whole number of tokens, such as [8]; write [[ for a bracket.")
+            parts.append(int(match.group(1)))
+            continue
+        if word == "[":
+            raise UserError(f"the template {template!r} has a bracket without its end; write [[ for a bracket.")
+        text = "[" if word == "[[" else word
+        if parts and isinstance(parts[-1], str):
+            parts[-1] += text
+        else:
+            parts.append(text)
+    return parts
+
+
+def encode(parts: list[str | int], tokenizer: Tokenizer, length: int, what: str) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"], int]:
+    """(tokens, given, used): the parts laid out from the left in a sequence of `length`; what comes after the first `used` positions is free.
+
+    A space just before a blank is left to the blank where pieces carry the space before their word. Raises UserError when the parts do not fit.
+    """
+    ids: list[int] = []
+    given: list[bool] = []
+    for index, part in enumerate(parts):
+        if isinstance(part, int):
+            ids += [0] * part
+            given += [False] * part
+            continue
+        follows_blank = index + 1 < len(parts) or what == "prompt"
+        text = part.removesuffix(" ") if follows_blank and tokenizer.name == "sentencepiece" else part
+        piece_ids = [int(i) for i in tokenizer.encode(text)]
+        ids += piece_ids
+        given += [True] * len(piece_ids)
+    if len(ids) > length:
+        raise UserError(f"the {what} takes {len(ids)} tokens, and this model's sequences have {length}: shorten it{'' if what == 'prompt' else ' or its blanks'}.")
+    if all(given) and len(ids) == length or (what == "template" and all(given)):
+        raise UserError(f"the {what} leaves nothing to generate: {'it fills the whole sequence' if what == 'prompt' else 'it has no blank such as [8]'}.")
+    used = len(ids)
+    rest = length - used
+    return np.asarray(ids + [0] * rest, np.int32), np.asarray(given + [False] * rest), used

@@ -1,0 +1,48 @@
+"""The mask-conditional denoiser: a bidirectional Transformer from stacked channels to token logits (paper, section 4.1 and figure 3)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cdcd_jax.model.layers import Block, ConditionalNorm, FourierFeatures
+
+
+class Denoiser(nn.Module):
+    """features [B, L, 3 D + 1] = (noisy input, clean, flag, previous), sigma [B, 1] or [B, L] -> logits [B, L, V].
+
+    The flag is 1 at positions to be generated and 0 at given ones. The blocks' parameters are stacked along a leading axis and scanned over,
+    so that compile time does not grow with depth. The head starts at zero: before training, the logits are those of the output prior.
+    """
+
+    vocab_size: int
+    num_layers: int
+    width: int
+    num_heads: int
+    mlp_width: int
+    convolution_width: int
+    sigma_conditioning: bool
+    noisy_vector: bool
+    scan_unroll: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "B L F"], sigma: Float[Array, "B S"]) -> Float[Array, "B L V"]:
+        batch, length, size = features.shape
+        x = nn.Dense(self.width, dtype=self.dtype, name="input")(features.reshape(-1, size).astype(self.dtype)).astype(jnp.float32)
+        if self.noisy_vector:
+            vector = self.param("noisy_vector", nn.initializers.normal(1.0), (self.width,), jnp.float32)
+            flag = features[..., 2 * (size // 3)].reshape(-1, 1)
+            x = x + flag * vector.reshape(1, -1)
+        level = FourierFeatures(name="sigma_features")(sigma) if self.sigma_conditioning else None
+        blocks = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.num_layers,
+            unroll=self.scan_unroll,
+        )
+        x, _ = blocks(self.num_heads, self.mlp_width, self.convolution_width, length, self.dtype, name="blocks")(x, level)
+        x = ConditionalNorm(name="output_norm")(x, level)
+        logits = nn.Dense(self.vocab_size, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")(x.astype(self.dtype))
+        return logits.reshape(batch, length, self.vocab_size)

@@ -1,0 +1,1 @@
+"""Reporting: pictures from arrays, and the one page of a run made from its workdir's files. Nothing is computed by a model here."""

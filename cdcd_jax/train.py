@@ -1,0 +1,21 @@
+"""python -m cdcd_jax.train --config=configs/demo.py --workdir=runs/demo [--config.train.num_steps=200 ...]: trains a run, or goes on with it."""
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from cdcd_jax import doors
+from cdcd_jax.config import from_dict
+from cdcd_jax.training.loop import train
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config, a file of configs/; any key: --config.section.key=value.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if absent, gone on with if it holds this run.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> int:
+    return train(from_dict(CONFIG.value), epath.Path(WORKDIR.value))
+
+
+if __name__ == "__main__":
+    doors.run(main)

@@ -1,0 +1,1 @@
+"""Training: masks, noise levels, loss, optimiser, the one sharded step, the loop around it, checkpoints and telemetry."""

@@ -1,0 +1,114 @@
+"""Checkpoints, with orbax: state, warp, data position, config and fingerprints in one step, all or nothing (docs/DESIGN.md, 10)."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from cdcd_jax.config import CheckpointConfig, UserError
+
+# What orbax and tensorstore raise for a file that is missing, truncated or not theirs.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+
+
+class Checkpoints:
+    """The checkpoints of a workdir. Saving is asynchronous; a directory counts only once it is complete."""
+
+    def __init__(self, workdir: epath.Path, config: CheckpointConfig):
+        self.directory = workdir / "checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_last, create=True)
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest complete step, or None."""
+        return self.manager.latest_step()
+
+    def save(self, step: int, state: Any, data: dict[str, int], meta: dict[str, Any]) -> None:
+        """Saves in the background. `data` is the iterator's state before the next batch is taken; `meta` holds config and fingerprints."""
+        if step == self.latest_step():
+            return
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                warp=ocp.args.StandardSave(state.ema["warp"]),
+                data=ocp.args.JsonSave(data),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+
+    def restore(self, abstract: Any) -> tuple[Any, dict[str, int], dict[str, Any]]:
+        """(state, data position, meta) of the latest step; `abstract` holds shapes, types and shardings.
+
+        Raises UserError naming the step and the last good one when it cannot be read or does not fit; it never falls back by itself.
+        """
+        step = self._latest()
+        with self._readable(step):
+            self._check(step, abstract)
+            restored = self.manager.restore(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()),
+            )
+        return restored.state, restored.data, restored.meta
+
+    def restore_part(self, abstract: dict[str, Any]) -> dict[str, Any]:
+        """Only the named fields of the latest step's state, as `abstract` (a dict of them) describes, for sampling and scoring."""
+        step = self._latest()
+        with self._readable(step):
+            arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+            restored = self.manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(item=abstract, restore_args=arguments, partial_restore=True))
+            )
+        return restored.state
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for saves under way and lets go."""
+        self.manager.close()
+
+    def _latest(self) -> int:
+        step = self.latest_step()
+        if step is None:
+            raise UserError(f"there is no checkpoint in {self.directory}: train first.")
+        return step
+
+    def _check(self, step: int, abstract: Any) -> None:
+        """orbax casts types without a word, so types and shapes are compared first."""
+        saved = self.manager.item_metadata(step)["state"]
+        if saved is None:
+            raise ValueError("its state is missing")
+        found = {_name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in jax.tree_util.tree_leaves_with_path(saved.tree)}
+        wanted = {_name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                raise ValueError(f"{name} is {found.get(name, 'absent')} there, and {wanted.get(name, 'absent')} in this run")
+
+    @contextmanager
+    def _readable(self, step: int) -> Iterator[None]:
+        """Turns what a damaged checkpoint raises into one sentence that says what the user can do."""
+        try:
+            yield
+        except UNREADABLE as error:
+            older = [s for s in sorted(self.manager.all_steps()) if s < step]
+            good = f"move it away to go on from step {older[-1]}" if older else "there is no older one, so train again in another workdir"
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"the checkpoint {self.directory / str(step)} cannot be read ({reason}); nothing was changed: {good}.") from error
+
+
+def _name(path: tuple) -> str:
+    return "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
+
+
+def read_json(path: epath.Path) -> Any:
+    """The content of a JSON file of a workdir; UserError if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); is {path.parent} a run's workdir?") from error

@@ -1,0 +1,80 @@
+"""The training loss: cross-entropy at noisy positions, and the warp's fit to it (paper, sections 3.1 to 4.3).
+
+The two are summed for one backward pass, but share no gradient: the noise levels are constants to the network, the cross-entropy to the warp.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from cdcd_jax.config import Config
+from cdcd_jax.diffusion import kernel
+from cdcd_jax.diffusion.warp import Warp, fit_loss
+from cdcd_jax.training import masks
+
+Params = dict[str, Any]  # {"embeddings", "denoiser", "warp"}
+Apply = Callable[[Any, Array, Array], Array]  # (denoiser parameters, features, sigma) -> logits
+
+
+def make_warp(config: Config, values: dict[str, Array]) -> Warp:
+    """The Warp with these trained logits and the config's range of sigma."""
+    d = config.diffusion
+    return Warp(values["axis_logits"], values["entropy_logits"], d.sigma_min, d.sigma_max, d.warp_axis, d.warp_floor)
+
+
+def make_denoise(
+    config: Config, apply: Apply, params: Params, log_prior: Array, given: Bool[Array, "B L"], clean: Float[Array, "B L D"]
+) -> kernel.Denoise:
+    """kernel.make_denoise for this config and these parameters: what training, sampling and scoring all call."""
+    options = kernel.Options(config.model.output_prior, config.model.posterior_mean_input)
+    table = kernel.normalise(params["embeddings"]["table"])
+    return kernel.make_denoise(lambda features, sigma: apply(params["denoiser"], features, sigma), table, given, clean, log_prior, options)
+
+
+def self_condition(denoise: Callable[[Any], kernel.Denoise], x: Array, sigma: Array, given: Array, clean: Array) -> Array:
+    """The `previous` of each example: its own first estimate in one half of the batch, zeros in the other (paper, section 4.3).
+
+    `denoise` makes the denoiser for some rows' given and clean. Only the half runs the extra pass. The halves interleave, so that on a mesh each
+    device finds both in its own rows.
+    """
+    half = [a.reshape(a.shape[0] // 2, 2, *a.shape[1:])[:, 0] for a in (x, sigma, given, clean)]
+    first = denoise(half[2:])(half[0], half[1], jnp.zeros_like(half[0])).x0
+    return jax.lax.stop_gradient(jnp.stack([first, jnp.zeros_like(first)], axis=1).reshape(x.shape))
+
+
+def loss(
+    params: Params, sampling_warp: Warp, log_prior: Float[Array, "V"], tokens: Int[Array, "B L"], key: PRNGKeyArray, config: Config, apply: Apply
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Main loss + warp loss, and the metrics of the step.
+
+    `loss` is the mean cross-entropy in nats over all noisy positions; `sampling_warp` (the EMA copy) chooses the noise levels.
+    """
+    batch, length = tokens.shape
+    t = config.train
+    mask_key, time_key, noise_key, drop_key = jax.random.split(key, 4)
+    given = masks.given_mask(mask_key, batch, length, t.given_fraction, t.prefix_fraction)
+    u, whole = masks.warped_times(time_key, batch, length, t.position_sigma_fraction)
+    sigma = jax.lax.stop_gradient(sampling_warp.sigma(u))
+    if t.position_sigma_fraction == 0:
+        sigma = sigma[:, 0]
+
+    x0 = kernel.normalise(params["embeddings"]["table"])[tokens]
+    x = kernel.add_noise(x0, sigma, jax.random.normal(noise_key, x0.shape))
+    kept = ~masks.choose(drop_key, batch, round(t.conditioning_dropout * batch))
+    clean = x0 * (given & kept[:, None])[..., None]
+
+    def denoiser(rows: list[Array]) -> kernel.Denoise:
+        return make_denoise(config, apply, params, log_prior, *rows)
+
+    previous = self_condition(denoiser, x, sigma, given, clean) if t.self_conditioning else jnp.zeros_like(x)
+    _, logits = denoiser([given, clean])(x, sigma, previous)
+
+    noisy = ~given
+    entropy = kernel.cross_entropy(logits, tokens) * noisy
+    main = entropy.sum() / noisy.sum()
+    per_sequence = entropy.sum(axis=-1) / jnp.maximum(noisy.sum(axis=-1), 1)
+    warp_loss = fit_loss(make_warp(config, params["warp"]), sampling_warp, kernel.per_position(sigma)[:, 0], per_sequence, whole)
+    return main + warp_loss, {"loss": main, "warp_loss": warp_loss}

@@ -1,0 +1,147 @@
+"""What a run says of itself besides its loss: a cheap bound on held-out text, what context adds, and how well the warp fits.
+
+Under a working warp the mean training loss stays near half of the unigram entropy by construction (docs/DESIGN.md, 5), so these are what progress
+is read from.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from cdcd_jax.config import Config
+from cdcd_jax.diffusion import kernel, likelihood
+from cdcd_jax.training.loss import Apply, make_denoise, make_warp
+
+PASSES = 2  # denoiser calls in scoring: with self-conditioning the second is fed the first's estimate
+BINS = 20
+
+
+class Measured(NamedTuple):
+    """Means over each sequence's positions, nats; one noise level per sequence."""
+
+    sigma: Float[Array, "B"]
+    diffusion: Float[Array, "B"]  # the bound's diffusion term
+    reconstruction: Float[Array, "B"]
+    cross_entropy: Float[Array, "B"]
+    local_cross_entropy: Float[Array, "B"]  # of the closed-form posterior of a single token, on the same noisy input
+
+
+Measure = Callable[[Any, Array, Array, Array, Array], Measured]
+
+
+def make_measure(config: Config, apply: Apply) -> Measure:
+    """A jitted (params, log_prior, tokens [B, L], u [B], key) -> Measured, nothing given."""
+
+    @jax.jit
+    def measure(params: Any, log_prior: Float[Array, "V"], tokens: Int[Array, "B L"], u: Float[Array, "B"], key: PRNGKeyArray) -> Measured:
+        warp = make_warp(config, params["warp"])
+        table = kernel.normalise(params["embeddings"]["table"])
+        x0 = table[tokens]
+        denoise = make_denoise(config, apply, params, log_prior, jnp.zeros(tokens.shape, bool), jnp.zeros_like(x0))
+        passes = PASSES if config.train.self_conditioning else 1
+        diffusion_key, reconstruction_key = jax.random.split(key)
+        terms = likelihood.terms(denoise, warp, x0, tokens, u, diffusion_key, passes)
+        reconstruction = likelihood.reconstruction(denoise, warp, x0, tokens, reconstruction_key, passes)
+        local = kernel.cross_entropy(kernel.local_posterior(terms.x, warp.sigma(u), table, log_prior).logits, tokens)
+        means = (a.mean(axis=-1) for a in (terms.diffusion, reconstruction, terms.cross_entropy, local))
+        return Measured(warp.sigma(u), *means)
+
+    return measure
+
+
+def bound(config: Config, measured: Measured) -> tuple[float, float]:
+    """The bound in nats per token and its standard error, from measurements whose u were spread evenly over [0, 1]."""
+    per_sequence = np.asarray(measured.diffusion) + np.asarray(measured.reconstruction)
+    prior = likelihood.prior(config.model.embedding_dim, config.diffusion.sigma_max)
+    return float(per_sequence.mean() + prior), float(per_sequence.std(ddof=1) / len(per_sequence) ** 0.5)
+
+
+def straightness(entropy: Float[np.ndarray, "K"]) -> float:
+    """How far entropy over evenly spaced u departs from the straight line through its ends: the largest distance over its range."""
+    u = np.linspace(0.0, 1.0, len(entropy))
+    slope, offset = np.polyfit(u, entropy, 1)
+    return float(np.abs(entropy - (slope * u + offset)).max() / max(np.ptp(entropy), 1e-9))
+
+
+def binned(u: Float[np.ndarray, "B"], values: Float[np.ndarray, "B"], bins: int) -> Float[np.ndarray, "K"]:
+    """Means of the values in bins of equal width in u; NaN where a bin is empty."""
+    index = np.minimum((u * bins).astype(int), bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    return np.bincount(index, values, minlength=bins) / np.where(counts, counts, np.nan)
+
+
+def probe(
+    config: Config, measure: Measure, params: Any, log_prior: Array, tokens: Int[np.ndarray, "B L"], characters_per_token: float, key: Array
+) -> dict[str, Any]:
+    """One line of telemetry.jsonl, as docs/DESIGN.md section 9 lists it. tokens: held-out windows."""
+    u = (np.arange(len(tokens)) + 0.5) / len(tokens)
+    measured = measure(params, log_prior, jnp.asarray(tokens), jnp.asarray(u, jnp.float32), key)
+    nats, error = bound(config, measured)
+    bins = min(BINS, len(tokens))
+    sigma = np.exp(binned(u, np.log(measured.sigma), bins))
+    entropy, local = (binned(u, np.asarray(a), bins) for a in (measured.cross_entropy, measured.local_cross_entropy))
+    per_char = np.log(2.0) * characters_per_token
+    return {
+        "bits_per_char": nats / per_char,
+        "bits_per_char_stderr": error / per_char,
+        "nats_per_token": nats,
+        "stderr": error,
+        "context_gain": float((local - entropy).max()),
+        "linearity": straightness(entropy),
+        "u": ((np.arange(bins) + 0.5) / bins).tolist(),
+        "sigma": sigma.tolist(),
+        "cross_entropy": entropy.tolist(),
+        "local_cross_entropy": local.tolist(),
+        "unigram_entropy": float(-np.sum(np.exp(log_prior) * np.asarray(log_prior))),
+        "chars_per_token": characters_per_token,
+        **warp_picture(config, params),
+        **embedding_picture(params),
+    }
+
+
+def warp_picture(config: Config, params: Any) -> dict[str, Any]:
+    """The fitted curve, the density of noise levels over log sigma, and the sigma at which half of the information is resolved."""
+    warp = make_warp(config, params["warp"])
+    sigma = jnp.geomspace(warp.sigma_min, warp.sigma_max, 101)
+    return {
+        "half_information_sigma": float(warp.sigma(jnp.float32(0.5))),
+        "warp_sigma": sigma.tolist(),
+        "warp_entropy": warp.entropy(sigma).tolist(),
+        "warp_density": (warp.pdf(sigma) * sigma).tolist(),
+    }
+
+
+def embedding_picture(params: Any) -> dict[str, Any]:
+    """Quantiles (0, 25, 50, 75, 100 %) of the raw norms, and of the distance to the nearest other embedding over sqrt(2 D) (1: orthogonal)."""
+    raw = params["embeddings"]["table"]
+    table = kernel.normalise(raw)
+    cosine = table @ table.T / table.shape[-1] - 2.0 * jnp.eye(table.shape[0])
+    nearest = jnp.sqrt(jnp.maximum(1.0 - cosine.max(axis=-1), 0.0))
+    marks = jnp.linspace(0.0, 1.0, 5)
+    return {
+        "embedding_norm_quantiles": jnp.quantile(jnp.linalg.norm(raw, axis=-1), marks).tolist(),
+        "nearest_distance_quantiles": jnp.quantile(nearest, marks).tolist(),
+    }
+
+
+def warnings(line: dict[str, Any]) -> list[str]:
+    """What a line of telemetry gives reason to warn of, a sentence each."""
+    said = []
+    if line["context_gain"] < 0.05:
+        said.append(
+            f"context adds {line['context_gain']:.3f} nats at most: the model knows no more than each token's own noisy embedding tells "
+            "(the closed-form posterior), so nothing of the language is learnt yet, whatever the loss looks like."
+        )
+    if line["nearest_distance_quantiles"][2] < 0.1:
+        said.append(
+            f"embeddings collapse: half of them have a neighbour closer than {line['nearest_distance_quantiles'][2]:.3f} of the distance between "
+            "orthogonal ones."
+        )
+    misfit = float(np.mean(np.abs(np.interp(line["sigma"], line["warp_sigma"], line["warp_entropy"]) - np.asarray(line["cross_entropy"]))))
+    if misfit > 0.15 * line["unigram_entropy"]:
+        said.append(f"the warp does not fit: its curve is {misfit:.2f} nats from the measured cross-entropy on average.")
+    return said

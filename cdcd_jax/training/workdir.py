@@ -1,0 +1,81 @@
+"""A run's folder: config.json and tokenizer/ written once, and the checks that keep two runs from sharing it."""
+
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+
+from cdcd_jax.config import Config, UserError, from_dict, to_json
+from cdcd_jax.data import tokenizers
+from cdcd_jax.training.checkpoint import read_json
+
+# What may differ when a run goes on: none of these changes what a step computes, but for how long the schedule is.
+MAY_CHANGE = ("train.num_steps", "checkpoint.", "log.", "mesh.", "sample.")
+
+
+def read_config(workdir: epath.Path) -> Config:
+    """The resolved config of the run in this workdir; UserError if there is none."""
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir} is not a run's workdir: it has no config.json.")
+    return from_dict(read_json(workdir / "config.json"))
+
+
+def prepare(workdir: epath.Path, config: Config) -> bool:
+    """Makes the workdir, or checks that it holds a run of this very config. True if a run is there. Overwrites nothing of another run's."""
+    try:
+        if (workdir / "config.json").exists():
+            _compare(workdir, config)
+            return True
+        if workdir.exists() and any(workdir.iterdir()):
+            raise UserError(f"{workdir} is not empty and holds no run (no config.json); name a new folder as --workdir.")
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / "config.json.writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"the workdir {workdir} cannot be written ({error.strerror or error}).") from error
+    return False
+
+
+def write(workdir: epath.Path, config: Config, tokenizer: tokenizers.Tokenizer) -> None:
+    """Writes the tokenizer, then config.json, whose presence makes the folder a run's workdir."""
+    tokenizer.save(workdir / "tokenizer")
+    write_whole(workdir / "config.json", to_json(config))
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Writes a file so that it is seen whole or not at all."""
+    partial = path.parent / (path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def cut_after(path: epath.Path, step: int) -> None:
+    """Drops the lines of a .jsonl file that are later than a step, and a last line that a kill left half-written."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            break
+    write_whole(path, "".join(line + "\n" for line in kept))
+
+
+def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat.update(_flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value})
+    return flat
+
+
+def _compare(workdir: epath.Path, config: Config) -> None:
+    there, here = _flat(dataclasses.asdict(read_config(workdir))), _flat(dataclasses.asdict(config))
+    for key, value in here.items():
+        if there[key] != value and not key.startswith(MAY_CHANGE):
+            raise UserError(
+                f"{workdir} holds a run with {key} = {there[key]!r}, and this config has {value!r}; name another --workdir, or give --config.{key}={there[key]}."
+            )

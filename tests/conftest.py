@@ -1,0 +1,44 @@
+"""What every test stands on: eight CPU devices, strict broadcasting, shape annotations that are checked, and doors run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jaxtyping
+import pytest
+from absl import flags
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)  # impossible after the first use of a device, so it stands here
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_enable_compilation_cache", False)  # what another machine compiled may not run on this one
+flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's flags, which pytest never parses
+jaxtyping.install_import_hook("cdcd_jax", "beartype.beartype")  # works on what is imported after it: import cdcd_jax nowhere above
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def door_environment() -> dict[str, str]:
+    """The environment of a door: the caller's without any setting of JAX or XLA, so that it has one CPU device and no compilation cache."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    return kept | {"JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def run_door(door_environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_door(name, *args)` runs `python -m cdcd_jax.NAME ARGS` from the root of the project and returns its code, stdout and stderr.
+
+    It asserts nothing: a test of bad input looks at the code itself. A door that is still running after `timeout` seconds raises TimeoutExpired.
+    """
+
+    def run(name: str, *args: object, timeout: float = 280.0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", f"cdcd_jax.{name}", *map(str, args)]
+        return subprocess.run(
+            command, cwd=ROOT, env=door_environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    return run
