@@ -25,8 +25,8 @@ install: $(INSTALLED)
 
 # A PYTHON named by hand, of another version than .venv has, makes .venv anew.
 ifneq ($(origin PYTHON),file)
-VERSION = -c 'import sys; print(sys.version_info[:2])'
-ifneq ($(shell $(PYTHON) $(VERSION) 2>&1),$(shell $(BIN)/python $(VERSION) 2>&1))
+VERSION_OF = $(shell { $(1) -c 'import sys; print(sys.version_info[:2])'; } 2>/dev/null)
+ifneq ($(call VERSION_OF,$(PYTHON)),$(call VERSION_OF,$(BIN)/python))
 .PHONY: $(INSTALLED)
 endif
 endif
@@ -35,8 +35,9 @@ endif
 # before the rest, so that what has to be built is built with the locked ones.
 PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
 $(INSTALLED): requirements.lock setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
-	  echo "cdcd_jax needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is \"$$($(PYTHON) --version 2>&1)\"; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@{ $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; } 2>/dev/null || { \
+	  found=$$({ $(PYTHON) -c 'import sys; print("Python %d.%d" % sys.version_info[:2])'; } 2>/dev/null || echo missing); \
+	  echo "cdcd_jax needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$found: name another, as in make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments: install its venv module (on Debian and Ubuntu the package python3-venv)." >&2; exit 2; }
 	@test ! -e $(VENV) || test -e $(VENV)/pyvenv.cfg || { echo "$(VENV) is not a virtual environment: move it away." >&2; exit 2; }
@@ -69,7 +70,7 @@ $(WORKDIR)/samples/prompt.jsonl: $(METRICS)
 	$(SAMPLE) --num_samples=4 --prompt="In the beginning" --output=$@
 
 $(WORKDIR)/samples/template.jsonl: $(METRICS)
-	$(SAMPLE) --num_samples=4 --template="And the [8] said unto [4], [12]" --output=$@
+	$(SAMPLE) --num_samples=4 --template="And the [8] said unto [4], [12]" --output=$@ --trajectory=$(WORKDIR)/samples/trajectory.json
 
 # A pattern, because only with a pattern do two targets of every make share one recipe.
 %/eval/nll.json %/eval/samples.json: %/metrics.jsonl %/samples/unconditional.jsonl

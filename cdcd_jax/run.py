@@ -38,7 +38,9 @@ class Run:
             self._corpus = pipeline.load_corpus(self.config.data, self.model.tokenizer)
         return self._corpus
 
-    def sample(self, num_samples: int = 1, *, prompt: str | None = None, template: str | None = None, seed: int = 0, **settings: Any) -> list[Sample]:
+    def sample(
+        self, num_samples: int = 1, *, prompt: str | None = None, template: str | None = None, seed: int = 0, **settings: Any
+    ) -> list[Sample]:
         """Samples texts: free, after a prompt, or into a template's blanks (`"And the [8] said"`).
 
         `settings` are those of config.SampleConfig (num_steps, solver, score_temperature, guidance, initial_noise_scale); what is not given is the

@@ -1,6 +1,7 @@
 """python -m cdcd_jax.sample --workdir=runs/demo --num_samples=8 [--prompt="In the beginning"]: text from a trained run."""
 
 import json
+from typing import Any
 
 from absl import flags
 from etils import epath
@@ -26,7 +27,7 @@ TRAJECTORY = flags.DEFINE_string("trajectory", None, "Also write the first sampl
 
 
 def main() -> int:
-    flags_given = {
+    flags_given: dict[str, Any] = {
         "num_steps": NUM_STEPS.value,
         "solver": SOLVER.value,
         "score_temperature": SCORE_TEMPERATURE.value,
@@ -34,7 +35,7 @@ def main() -> int:
         "initial_noise_scale": INITIAL_NOISE_SCALE.value,
     }
     settings = {name: value for name, value in flags_given.items() if value is not None}
-    where = {"prompt": PROMPT.value, "template": TEMPLATE.value, "seed": SEED.value}
+    where: dict[str, Any] = {"prompt": PROMPT.value, "template": TEMPLATE.value, "seed": SEED.value}
     run = load_run(WORKDIR.value)
     samples = run.sample(NUM_SAMPLES.value, **where, **settings)
     path = epath.Path(OUTPUT.value) if OUTPUT.value else run.workdir / "samples" / "samples.jsonl"

@@ -8,7 +8,7 @@ from cdcd_jax import doors
 from cdcd_jax.config import from_dict
 from cdcd_jax.training.loop import train
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config, a file of configs/; any key: --config.section.key=value.", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config, a file of configs/; any key: --config.section.key=value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if absent, gone on with if it holds this run.")
 flags.mark_flags_as_required(["config", "workdir"])
 

@@ -11,7 +11,7 @@ from cdcd_jax.config import defaults
 def get_config() -> ml_collections.ConfigDict:
     """The paper's method, and all of the options beyond it (docs/DESIGN.md, section 7)."""
     c = defaults()
-    c.data.vocab_size = 1024
+    c.data.vocab_size = 2048
     c.model.update(num_layers=4, width=128, num_heads=4, mlp_width=384, embedding_dim=32, scan_unroll=4, sigma_conditioning=False)
     c.model.update(output_prior=True, posterior_mean_input=True, noisy_vector=True, convolution_width=5)
     c.diffusion.update(sigma_min=0.45, sigma_max=30.0, warp_axis="log", warp_floor=0.01)

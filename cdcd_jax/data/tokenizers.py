@@ -5,13 +5,13 @@ Every id stands for some bytes, so any sequence of ids decodes. There is no id f
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
 from etils import epath
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 
 from cdcd_jax.config import DataConfig, UserError
 from cdcd_jax.data import unigram
@@ -34,8 +34,8 @@ class Tokenizer(Protocol):
     @property
     def fingerprint(self) -> str: ...
     def encode(self, text: str) -> Int32[np.ndarray, "n"]: ...
-    def decode(self, ids: Iterable[int]) -> str: ...
-    def piece(self, id: int) -> str: ...
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, "n"]) -> str: ...
+    def piece(self, id: int | np.integer) -> str: ...
     def save(self, directory: epath.PathLike) -> None: ...
 
 
@@ -49,15 +49,14 @@ class _Pieces:
         self.fingerprint = hashlib.sha256(json.dumps([name, content], sort_keys=True).encode() + model).hexdigest()
         self._pieces, self._content, self._model = pieces, content, model
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, "n"]) -> str:
         """The text of the ids; bytes that form no character become U+FFFD. Raises UserError for an id outside the vocabulary."""
-        ids = [int(i) for i in ids]
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise UserError(f"token id {i} lies outside the vocabulary of {self.vocab_size} tokens.")
         return b"".join([self._pieces[i] for i in ids]).decode("utf-8", "replace")
 
-    def piece(self, id: int) -> str:
+    def piece(self, id: int | np.integer) -> str:
         """The token's own text, white space as it is; bytes that are no character on their own as <0xE2>."""
         try:
             return self._pieces[id].decode("utf-8")
@@ -119,7 +118,7 @@ class SentencePieceTokenizer(_Pieces):
         _refuse(self.name, {c for c in set(text) if not self._knows(c)})
         words = unigram.WORD.findall(text)
         distinct = list(dict.fromkeys(words))
-        ids = dict(zip(distinct, self._processor.encode([word.translate(self._known) for word in distinct])))
+        ids = dict(zip(distinct, self._processor.encode([word.translate(self._known) for word in distinct]), strict=True))
         return np.array([i for word in words for i in ids[word]], np.int32) - np.int32(1)
 
     def _knows(self, character: str) -> bool:
@@ -166,7 +165,7 @@ def load(directory: epath.PathLike) -> Tokenizer:
         about = json.loads(path.read_text())
         kind, fingerprint = about["name"], about["fingerprint"]
         if kind == "byte":
-            tokenizer = ByteTokenizer()
+            tokenizer: Tokenizer = ByteTokenizer()
         elif kind == "char":
             tokenizer = CharTokenizer(about["alphabet"])
         elif kind == "sentencepiece":

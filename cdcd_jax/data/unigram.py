@@ -77,6 +77,7 @@ def _fit(sentences: list[str], kept: list[str], dropped: list[str], stand_ins: d
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,
         unk_id=0,
+        unk_piece="\x7f",  # a text may hold "<unk>", but not this: it is special
         bos_id=-1,
         eos_id=-1,
         pad_id=-1,

@@ -103,5 +103,5 @@ def trajectory(
 
     start = Carry(levels[0] * noise * noisy, jnp.zeros_like(noise))
     carry, frames = jax.lax.scan(body, start, (levels[:-1], levels[1:], jax.random.split(key, num_steps)))
-    frames = [jnp.concatenate([a, b[None]]) for a, b in zip(frames, look(carry, levels[-1]), strict=True)]
-    return Frames(levels, jnp.linspace(1.0, 0.0, num_steps + 1), *frames)
+    whole = [jnp.concatenate([a, b[None]]) for a, b in zip(frames, look(carry, levels[-1]), strict=True)]
+    return Frames(levels, jnp.linspace(1.0, 0.0, num_steps + 1), *whole)

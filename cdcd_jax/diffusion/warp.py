@@ -42,7 +42,7 @@ class Warp:
         """F^-1: the noise level at warped time u in [0, 1], any shape."""
         widths, heights = self._weights()
         tau, _ = _interpolate(u, heights, widths)
-        return self._from_axis(tau)
+        return jnp.where(u < 1.0, self._from_axis(tau), self.sigma_max)  # exact at the end, where rounding would miss it
 
     def cdf(self, sigma: Array) -> Array:
         """F: warped time u in [0, 1] of a noise level, any shape."""
@@ -63,8 +63,10 @@ class Warp:
         return _interpolate(self._to_axis(sigma), widths, jnp.exp(self.entropy_logits), last=None)[0]
 
     def _weights(self) -> tuple[Array, Array]:
-        floor = self.floor / self.axis_logits.shape[0]
-        return tuple((jax.nn.softmax(z) + floor) / (1.0 + self.floor) for z in (self.axis_logits, self.entropy_logits))
+        def floored(logits: Array) -> Array:
+            return (jax.nn.softmax(logits) + self.floor / logits.shape[0]) / (1.0 + self.floor)
+
+        return floored(self.axis_logits), floored(self.entropy_logits)
 
     def _to_axis(self, sigma: Array) -> Array:
         if self.axis == "log":

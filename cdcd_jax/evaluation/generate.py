@@ -84,8 +84,9 @@ def make_sampler(model: Model, settings: SampleConfig, candidates: int = 0) -> A
         if settings.guidance == 1:
             denoise = denoise_of(model, params, tokens, given, jnp.ones(batch, bool))
         else:
-            twice = [jnp.concatenate([a, a]) for a in (tokens, given)]
-            denoise = guidance.classifier_free(denoise_of(model, params, *twice, jnp.arange(2 * batch) < batch), settings.guidance)
+            tokens_twice, given_twice = (jnp.concatenate([a, a]) for a in (tokens, given))
+            pair = denoise_of(model, params, tokens_twice, given_twice, jnp.arange(2 * batch) < batch)
+            denoise = guidance.classifier_free(pair, settings.guidance)
         warp, step_key = warp_of(model, params), jax.random.fold_in(keys[0], 1)
         if candidates:
             return sampler.trajectory(denoise, warp, step, noise, given, step_key, settings.num_steps, candidates)
@@ -128,7 +129,9 @@ def generate(
     ]
 
 
-def trajectory(model: Model, settings: SampleConfig, seed: int, prompt: str | None, template: str | None, frames: int, candidates: int) -> dict[str, Any]:
+def trajectory(
+    model: Model, settings: SampleConfig, seed: int, prompt: str | None, template: str | None, frames: int, candidates: int
+) -> dict[str, Any]:
     """One sequence's path from noise to text as trajectory.json holds it: `frames` of its steps, with each position's likeliest candidates."""
     tokens, given, used = layout(model, prompt, template)
     run = make_sampler(model, settings, candidates)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from numpy import ndarray as Array
 
 from cdcd_jax.config import UserError
 from cdcd_jax.data import pipeline
@@ -21,8 +22,8 @@ BATCH = 64
 STRAIGHTNESS_BINS = 20
 
 
-def measure(model: Model, windows: Int[np.ndarray, "n L"], draws: int, seed: int) -> tuple[Float[np.ndarray, "n R"], telemetry.Measured]:
-    """(u, measurements), each of `draws` noise levels for every window.
+def measure(model: Model, windows: Int[np.ndarray, "n L"], draws: int, seed: int) -> tuple[Array, dict[str, Array]]:
+    """(u, the fields of telemetry.Measured), each [n, R]: R = `draws` noise levels for every window.
 
     Every window's levels are spread evenly over [0, 1], with an offset that is itself spread evenly over the windows.
     """
@@ -31,20 +32,19 @@ def measure(model: Model, windows: Int[np.ndarray, "n L"], draws: int, seed: int
     u = (np.arange(draws)[None, :] + offset) / draws
     function = telemetry.make_measure(model.config, model.apply)
     batch = min(BATCH, number)
-    columns: list[list[list[np.ndarray]]] = []
+    fields: dict[str, Float[np.ndarray, "n R"]] = {name: np.zeros((number, draws)) for name in telemetry.Measured._fields}
     with progress(draws * number, "scoring") as bar:
         for draw in range(draws):
-            rows = []
             for start in range(0, number, batch):
                 began = time.monotonic()
-                index = np.minimum(np.arange(start, start + batch), number - 1)  # the last batch is filled up, and cut below
+                rows = np.minimum(np.arange(start, start + batch), number - 1)  # the last batch is filled up with its last window
                 key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), draw), start)
-                measured = function(model.params, model.log_prior, jnp.asarray(windows[index]), jnp.asarray(u[index, draw], jnp.float32), key)
-                rows.append([np.asarray(a)[: number - start] for a in measured])
+                measured = function(model.params, model.log_prior, jnp.asarray(windows[rows]), jnp.asarray(u[rows, draw], jnp.float32), key)
+                for name, values in measured._asdict().items():
+                    fields[name][start : start + batch, draw] = np.asarray(values)[: number - start]
                 speed = batch * windows.shape[1] / (time.monotonic() - began)
                 bar.update(draw * number + min(start + batch, number), f"{speed:,.0f} tokens/s")
-            columns.append([np.concatenate(field) for field in zip(*rows, strict=True)])
-    return u, telemetry.Measured(*(np.stack(field, axis=1) for field in zip(*columns, strict=True)))
+    return u, fields
 
 
 def nll(model: Model, tokens: Int[np.ndarray, "n"], draws: int = 4, seed: int = 0) -> dict[str, Any]:
@@ -57,20 +57,20 @@ def nll(model: Model, tokens: Int[np.ndarray, "n"], draws: int = 4, seed: int = 
     if len(windows) < 2:
         raise UserError(f"a text of {len(tokens)} tokens is too short to score: two sequences of {model.length} tokens are needed.")
     u, measured = measure(model, windows, draws, seed)
-    per_window = (measured.diffusion + measured.reconstruction).mean(axis=1)
+    per_window = (measured["diffusion"] + measured["reconstruction"]).mean(axis=1)
     prior = likelihood.prior(model.config.model.embedding_dim, model.config.diffusion.sigma_max)
     nats = float(per_window.mean() + prior)
     error = float(per_window.std(ddof=1) / len(windows) ** 0.5)
     characters = len(model.tokenizer.decode(windows.reshape(-1).tolist()))
     nats_per_bit_per_char = np.log(2.0) * characters / windows.size
-    entropy = telemetry.binned(u.reshape(-1), measured.cross_entropy.reshape(-1), STRAIGHTNESS_BINS)
+    entropy = telemetry.binned(u.reshape(-1), measured["cross_entropy"].reshape(-1), STRAIGHTNESS_BINS)
     return {
         "kind": "elbo",
         "bits_per_char": nats / nats_per_bit_per_char,
         "bits_per_char_stderr": error / nats_per_bit_per_char,
         "nats_per_token": nats,
         "stderr": error,
-        "reconstruction": float(measured.reconstruction.mean()),
+        "reconstruction": float(measured["reconstruction"].mean()),
         "prior": prior,
         "num_tokens": int(windows.size),
         "num_characters": characters,

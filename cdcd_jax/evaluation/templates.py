@@ -49,9 +49,11 @@ def encode(parts: list[str | int], tokenizer: Tokenizer, length: int, what: str)
         ids += piece_ids
         given += [True] * len(piece_ids)
     if len(ids) > length:
-        raise UserError(f"the {what} takes {len(ids)} tokens, and this model's sequences have {length}: shorten it{'' if what == 'prompt' else ' or its blanks'}.")
-    if all(given) and len(ids) == length or (what == "template" and all(given)):
-        raise UserError(f"the {what} leaves nothing to generate: {'it fills the whole sequence' if what == 'prompt' else 'it has no blank such as [8]'}.")
+        raise UserError(f"the {what} takes {len(ids)} tokens, and this model's sequences have {length}: shorten it or its blanks.")
+    if what == "prompt" and len(ids) == length:
+        raise UserError(f"the prompt fills all {length} tokens of a sequence and leaves nothing to generate: shorten it.")
+    if what == "template" and all(given):
+        raise UserError(f"the template {''.join(map(str, parts))!r} leaves nothing to generate: it has no blank such as [8].")
     used = len(ids)
     rest = length - used
     return np.asarray(ids + [0] * rest, np.int32), np.asarray(given + [False] * rest), used

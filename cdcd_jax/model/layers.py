@@ -79,8 +79,9 @@ class ShortConvolution(nn.Module):
         width, reach = x.shape[-1], self.window // 2
         kernel = self.param("kernel", nn.initializers.normal(self.window**-0.5), (self.window, width), jnp.float32)
         padded = jnp.pad(x.reshape(-1, self.length, width), ((0, 0), (reach, reach), (0, 0)))
-        shifted = sum(padded[:, i : i + self.length] * kernel[i].reshape(1, 1, -1) for i in range(self.window))
-        return x + shifted.reshape(-1, width)
+        for i in range(self.window):
+            x = x + (padded[:, i : i + self.length] * kernel[i].reshape(1, 1, -1)).reshape(-1, width)
+        return x
 
 
 class Block(nn.Module):

@@ -15,7 +15,8 @@ def keep_freed_memory() -> None:
     XLA's CPU client allocates its temporary buffers anew in every call, and by default each is mapped, faulted in and unmapped again; keeping them
     makes a train step of the demo 1.3 to 2 times faster (docs/RESULTS.md). Elsewhere this does nothing. Call it before the backend starts.
     """
-    if not sys.platform.startswith("linux") or (jax.config.jax_platforms or "cpu") != "cpu":
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+    if not sys.platform.startswith("linux") or (platforms or "cpu") != "cpu":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another C library

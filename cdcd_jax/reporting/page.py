@@ -1,6 +1,7 @@
 """The page of a run: what the workdir's files say, in words and pictures, rendered by templates/page.html."""
 
 import dataclasses
+import json
 import math
 import re
 import secrets
@@ -14,7 +15,7 @@ from markupsafe import Markup
 
 from cdcd_jax.config import UserError
 from cdcd_jax.reporting import pictures
-from cdcd_jax.reporting.workdir import BOUND, QUALITY, Run, commands, training_seconds
+from cdcd_jax.reporting.records import BOUND, QUALITY, Run, commands, load, training_seconds
 
 MOST_FRAMES, MOST_SAMPLES = 61, 12
 
@@ -28,7 +29,7 @@ class Fact(NamedTuple):
     command: str
 
 
-def _number(record: dict[str, Any] | None, key: str) -> float | None:
+def _number(record: dict[str, Any] | None, key: str) -> int | float | None:
     """A field of a record, None when the record is absent or the number not finite: JSON knows no NaN."""
     return record[key] if record is not None and math.isfinite(record[key]) else None
 
@@ -52,12 +53,17 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
+def text_of(nll: dict[str, Any] | None) -> str:
+    """Which text a bound is of."""
+    return "held-out text" if nll is None or nll["split"] == "valid" else f"text of the split {nll['split']}"
+
+
 def facts(run: Run) -> list[Fact]:
     """What was reached, in words for the closing table and the head of the page."""
     reached, make = summary(run), commands(run.workdir)
     nll, probe = reached["nll"], reached["estimate"]
 
-    def show(values: Sequence[float | None], form: str) -> str | None:
+    def show(values: Sequence[int | float | None], form: str) -> str | None:
         return None if any(value is None for value in values) else form.format(*values)
 
     straight, source = (nll, "evaluation") if nll["linearity"] is not None else (probe, "last probe")
@@ -66,13 +72,13 @@ def facts(run: Run) -> list[Fact]:
     steps = f"{reached['step']:,}" + (f" of {reached['num_steps']:,}" if run.config else "")
     return [
         Fact("bits per character", show([nll["bits_per_char"], nll["bits_per_char_stderr"]], "{:.3f} ± {:.3f}"),
-             "bound on held-out text, ± standard error", make["evaluate"]),
+             f"bound on {text_of(run.nll)}, ± standard error" + (f", step {run.nll['step']:,}" if run.nll else ""), make["evaluate"]),
         Fact("nats per token", show([nll["nats_per_token"], nll["stderr"]], "{:.3f} ± {:.3f}"), "the same bound", make["evaluate"]),
         Fact("estimate while training", show([probe["bits_per_char"], probe["bits_per_char_stderr"]], "{:.3f} ± {:.3f}"),
              show([probe["step"]], "bits per character, probe at step {:,}") or "bits per character, last probe", make["train"]),
         Fact("σ of half information", show([reached["half_information_sigma"]], "{:.2f}"), "noise level at which half is resolved", make["train"]),
         Fact("context gain", show([reached["context_gain"]], "{:.2f} nats"), "most that context saves at any noise level", make["train"]),
-        Fact("valid words", show(words[:1], "{:.1%}"), show(words[1:], "held-out text {:.1%}, independent draws {:.1%}") or "in samples", make["evaluate"]),
+        Fact("valid words", show(words[:1], "{:.1%}"), show(words[1:], "held-out {:.1%}, unigram draws {:.1%}") or "in samples", make["evaluate"]),
         Fact("entropy linearity", show([straight["linearity"]], "{:.1%}"), f"deviation over u, of the range ({source})", make["evaluate"]),
         Fact("training steps", steps, "", make["train"]),
         Fact("training time", f"{minutes} min {seconds} s", "wall time, resumes included", make["train"]),
@@ -84,7 +90,7 @@ def headline(run: Run) -> tuple[str | None, str | None, str]:
     """Bits per character with its error, sigma of half information, and where the first comes from; None for what is absent."""
     evaluated, _, estimate, half, *_ = facts(run)
     if evaluated.value is not None:
-        return evaluated.value, half.value, "on held-out text"
+        return evaluated.value, half.value, f"on {text_of(run.nll)}"
     return estimate.value, half.value, "on held-out text, estimated while training"
 
 
@@ -137,16 +143,20 @@ def trajectory_view(trajectory: dict[str, Any]) -> dict[str, Any]:
     open_positions = [i for i, fixed in enumerate(trajectory["fixed"]) if not fixed] or [0]
     places: dict[str, int] = {}
     view = []
+    # A given position holds its token, whatever the model would have predicted there.
+    pieces, fixed = trajectory["pieces"], trajectory["fixed"]
     for frame in chosen:
+        rows = zip(pieces, fixed, frame["tokens"], frame["probabilities"], frame["entropy"], strict=True)
+        held = [([piece], [1.0], 0.0) if given else (tokens, shares, entropy) for piece, given, tokens, shares, entropy in rows]
         view.append({
             "sigma": frame["sigma"], "u": frame["u"], "mean": float(np.mean([frame["entropy"][i] for i in open_positions])),
-            "entropy": [round(value, 3) for value in frame["entropy"]],
-            "tokens": [[places.setdefault(token, len(places)) for token in tokens] for tokens in frame["tokens"]],
-            "percent": [[round(100 * share, 1) for share in shares] for shares in frame["probabilities"]],
+            "entropy": [round(entropy, 3) for _, _, entropy in held],
+            "tokens": [[places.setdefault(token, len(places)) for token in tokens] for tokens, _, _ in held],
+            "percent": [[round(100 * share, 1) for share in shares] for _, shares, _ in held],
         })  # fmt: skip
     start = min(range(len(view)), key=lambda i: abs(view[i]["u"] - 0.5))
     most = max(max(frame["entropy"]) for frame in view) or 1.0
-    return {"pieces": [show_piece(str(piece)) for piece in places], "fixed": trajectory["fixed"], "frames": view, "start": start, "most": most}
+    return {"pieces": [show_piece(piece) for piece in places], "fixed": fixed, "frames": view, "start": start, "most": most}
 
 
 def figures(run: Run) -> dict[str, Markup]:
@@ -165,29 +175,43 @@ def figures(run: Run) -> dict[str, Markup]:
             "norms": pictures.quantiles("norms", "norms of the raw embeddings", run.telemetry, "embedding_norm_quantiles"),
             "distances": pictures.quantiles("distances", "distance to the nearest neighbour", run.telemetry, "nearest_distance_quantiles", 1.0),
         }
-    return {name: Markup(svg) for name, svg in drawn.items()}  # noqa: S704 -- our own drawings of numbers, no text of a user's
+    return {name: Markup(svg) for name, svg in drawn.items()}  # our own drawings of numbers, no text of a user's
 
 
 def render(run: Run) -> str:
     """The whole of report.html."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cdcd_jax.reporting", "templates"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("cdcd_jax.reporting", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     drawn = figures(run)
     view, span = None, (0.0, 0.0)
     if run.trajectory is not None:
         view = trajectory_view(run.trajectory)
         svg, span = pictures.trajectory_entropy([frame["u"] for frame in view["frames"]], [frame["mean"] for frame in view["frames"]])
-        drawn["entropy"] = Markup(svg)  # noqa: S704
+        drawn["entropy"] = Markup(svg)
     bits, half, source = headline(run)
     samples = {
-        name: [{"runs": given_runs(sample), "details": details(sample)} for sample in found[:MOST_SAMPLES]]
-        for name, found in run.samples.items()
+        name: [{"runs": given_runs(sample), "details": details(sample)} for sample in found[:MOST_SAMPLES]] for name, found in run.samples.items()
     }
     return environment.get_template("page.html").render(
-        run=run, figures=drawn, facts=facts(run), bits=bits, half=half, source=source, view=view, span=span, samples=samples, absent=[name for name, _ in absent_parts(run)],
-        config=dataclasses.asdict(run.config) if run.config else None, commands=commands(run.workdir), step=run.metrics[-1]["step"], probe=run.telemetry[-1] if run.telemetry else None,
-    )  # fmt: skip
+        run=run,
+        bits=bits,
+        half=half,
+        source=source,
+        facts=facts(run),
+        figures=drawn,
+        view=view,
+        span=span,
+        samples=samples,
+        absent=[name for name, _ in absent_parts(run)],
+        commands=commands(run.workdir),
+        config=dataclasses.asdict(run.config) if run.config else None,
+        probe=run.telemetry[-1] if run.telemetry else None,
+    )
 
 
 def write_atomically(path: epath.Path, content: bytes) -> None:
@@ -199,3 +223,19 @@ def write_atomically(path: epath.Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written ({error.strerror or error}): make its folder writable, or free the name.") from error
+
+
+def write(workdir: epath.PathLike, picture: str | None = None) -> Run:
+    """Reads a workdir, writes report.html and report.json into it and, where asked, the README's picture to `picture` (.svg or .png)."""
+    kind = epath.Path(picture).suffix[1:] if picture else ""
+    if picture and kind not in ("svg", "png"):
+        raise UserError(f"--picture={picture} must end in .svg or .png.")
+    run = load(workdir)
+    if picture and run.trajectory is None:
+        raise UserError(f"{run.workdir} has no samples/trajectory.json for the picture: make it with {commands(run.workdir)['trajectory']}.")
+    files = {run.workdir / "report.html": render(run).encode(), run.workdir / "report.json": (json.dumps(summary(run), indent=2) + "\n").encode()}
+    if picture and run.trajectory is not None:
+        files[epath.Path(picture)] = pictures.readme_picture(run.trajectory, run.telemetry[-1] if run.telemetry else None, kind)
+    for path, content in files.items():
+        write_atomically(path, content)
+    return run

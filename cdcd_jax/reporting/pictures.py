@@ -44,7 +44,7 @@ def thin(x: np.ndarray, y: np.ndarray, most: int = 300) -> tuple[np.ndarray, np.
 
 
 def clean_svg(text: str, name: str, label: str) -> str:
-    """Matplotlib's SVG as a fragment for a page: no prolog, no metadata, no address of any kind, ids of its own, theme colours, an accessible name."""
+    """Matplotlib's SVG as a fragment for a page: no prolog, metadata or address of any kind; ids of its own, theme colours, an accessible name."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*|<style.*?</style>\s*", "", text, flags=re.S)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
@@ -53,9 +53,6 @@ def clean_svg(text: str, name: str, label: str) -> str:
     text = re.sub(r'(<svg\b[^>]*?)\swidth="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg\b[^>]*?)\sheight="[^"]*"', r"\1", text, count=1)
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
-
-
-
 
 
 def draw(name: str, label: str, paint: Callable[[Axes], None], size: tuple[float, float] = (6.0, 3.7)) -> str:
@@ -74,13 +71,14 @@ def draw(name: str, label: str, paint: Callable[[Axes], None], size: tuple[float
 
 
 def _log_sigma(axes: Axes, values: np.ndarray) -> None:
+    axes.set_xlabel("noise level σ")
+    if not np.isfinite(values).any():
+        return
     axes.set_xscale("log")
-    if np.isfinite(values).any():
-        axes.set_xlim(np.nanmin(values), np.nanmax(values))
+    axes.set_xlim(np.nanmin(values), np.nanmax(values))
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.set_xlabel("noise level σ")
 
 
 def _steps(axes: Axes, values: np.ndarray) -> None:
@@ -96,7 +94,7 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str = ACCENT, **more
 
 def unigram_bits(record: dict[str, Any]) -> float:
     """Bits per character of a model that knows the tokens' frequencies and nothing of their context."""
-    return record["unigram_entropy"] / np.log(2) / record["chars_per_token"]
+    return float(record["unigram_entropy"] / np.log(2) / record["chars_per_token"])
 
 
 def bound(telemetry: Records, nll: dict[str, Any] | None) -> str:
@@ -109,16 +107,18 @@ def bound(telemetry: Records, nll: dict[str, Any] | None) -> str:
         axes.fill_between(step, bits - error, bits + error, color=ACCENT, alpha=0.2, linewidth=0)
         _line(axes, step, bits, label="bound, probes")
         if nll is not None:
-            axes.errorbar(nll["step"], nll["bits_per_char"], nll["bits_per_char_stderr"], color=INK, fmt="o", markersize=5, capsize=3, label="evaluated")
+            value, spread = nll["bits_per_char"], nll["bits_per_char_stderr"]
+            axes.errorbar(nll["step"], value, spread, color=INK, fmt="o", markersize=5, capsize=3, label="evaluated")
         _steps(axes, step)
-        low, high = np.nanmin(np.append(bits, reference)), min(float(np.nanmax(np.append(bits, reference))), 1.3 * reference)
+        seen = np.concatenate([bits - error, bits + error, [reference], [value - spread, value + spread] if nll is not None else []])
+        low, high = float(np.nanmin(seen)), min(float(np.nanmax(seen)), 1.3 * reference)
         axes.set_ylim(low - 0.12 * (high - low) - 0.02, high + 0.08 * (high - low) + 0.02)
         axes.set_title("bits per character, held-out text")
 
     return draw("bound", "Bound in bits per character over training steps", paint, (6.4, 4.3))
 
 
-def loss(metrics: Records, unigram_entropy: float | None) -> str:
+def loss(metrics: Records, unigram_entropy: int | float | None) -> str:
     """The training cross-entropy over steps, beside half of the unigram entropy, where a working warp keeps it."""
     step, value, block = thin(column(metrics, "step"), column(metrics, "loss"))
 
@@ -142,7 +142,7 @@ def over_steps(name: str, title: str, telemetry: Records, field: str) -> str:
     def paint(axes: Axes) -> None:
         _line(axes, step, value)
         _steps(axes, step)
-        axes.set_ylim(0, float(np.nanmax(np.append(value, 1e-3))) * 1.15)
+        axes.set_ylim(0, float(np.nanmax(np.append(value, 0.1))) * 1.15)
         axes.set_title(title)
 
     return draw(name, f"{title} over training steps", paint, SMALL)
@@ -232,12 +232,14 @@ def gain_curves(telemetry: Records, most: int = 4) -> str:
             alpha = min(0.2 + 0.8 * (i + 1) / len(chosen), 1.0)
             axes.plot(sigma, local - model, color=ACCENT, alpha=alpha, linewidth=1.2 + (i == len(chosen) - 1), label=f"step {record['step']:,}")
         _log_sigma(axes, np.concatenate([column([record], "sigma")[0] for record in chosen]))
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, -0.02), max(high, 0.1))
         axes.set_title("nats per token saved by context")
 
     return draw("gain-curves", "What context adds at each noise level, for several training steps", paint)
 
 
-def trajectory_entropy(u: Sequence[float], entropy: Sequence[float]) -> tuple[str, tuple[float, float]]:
+def trajectory_entropy(u: Sequence[int | float], entropy: Sequence[float]) -> tuple[str, tuple[float, float]]:
     """Mean entropy over u from noise (left) to text (right) with a cursor at u = 1; also the cursor's x at u = 1 and at u = 0, in viewBox units."""
     span: list[float] = []
 
@@ -249,9 +251,11 @@ def trajectory_entropy(u: Sequence[float], entropy: Sequence[float]) -> tuple[st
         axes.set_ylim(0)
         axes.set_xlabel("warped time u: noise to text")
         axes.set_title("mean entropy, nats")
-        axes.figure.draw_without_rendering()
+        figure = axes.get_figure(root=True)
+        assert figure is not None  # draw() has just made it
+        figure.draw_without_rendering()
         box = axes.get_position()
-        span.extend(72 * axes.figure.get_figwidth() * edge for edge in (box.x0, box.x1))
+        span.extend(72 * figure.get_figwidth() * edge for edge in (box.x0, box.x1))
 
     svg = draw("entropy", "Mean entropy of the tokens over warped time", paint, (4.3, 2.5))
     return svg, (span[0], span[1])
@@ -265,8 +269,10 @@ def readme_picture(trajectory: dict[str, Any], probe: dict[str, Any] | None, kin
     """
     frames = trajectory["frames"]
     frames = [frames[i] for i in sorted(set(np.linspace(0, len(frames) - 1, rows).round().astype(int)))]
-    cells = [[candidates[0].replace("▁", " ").replace("\n", "⏎") for candidates in frame["tokens"]] for frame in frames]
-    widths = np.array([max(len(row[i].strip()) for row in cells) + 1.6 for i in range(len(trajectory["pieces"]))])
+    fixed, pieces = trajectory["fixed"], trajectory["pieces"]
+    words = [[piece if given else row[0] for piece, given, row in zip(pieces, fixed, frame["tokens"], strict=True)] for frame in frames]
+    cells = [[word.replace("▁", " ").replace("\n", "⏎") for word in row] for row in words]
+    widths = np.array([max(len(row[i].strip()) for row in cells) + 1.6 for i in range(len(pieces))])
     shown = max(int((np.cumsum(widths) <= characters).sum()), 1)
     left = np.concatenate([[0.0], np.cumsum(widths)[:shown]])
     most = max(max(frame["entropy"]) for frame in frames) or 1.0
@@ -279,16 +285,17 @@ def readme_picture(trajectory: dict[str, Any], probe: dict[str, Any] | None, kin
         table.grid(False)
         table.spines["bottom"].set_visible(False)
         figure.text(0.012, 0.91, "noise σ", color=MUTED)
-        figure.text(0.075, 0.91, "what each position holds: the leading candidate, tinted by what is still open; the framed tokens were given", color=MUTED)
-        for row, (frame, words) in enumerate(zip(frames, cells, strict=True)):
+        title = "what each position holds: the leading candidate, tinted by what is still open; the framed tokens were given"
+        figure.text(0.075, 0.91, title, color=MUTED)
+        for row, (frame, line) in enumerate(zip(frames, cells, strict=True)):
             for i in range(shown):
-                given, share = trajectory["fixed"][i], frame["probabilities"][i][0]
-                gap = 0.3 if trajectory["pieces"][i][:1] in "▁ " else 0.0  # the pieces of one word touch
+                given, share = fixed[i], frame["probabilities"][i][0]
+                gap = 0.3 if pieces[i][:1] in "▁ " else 0.0  # the pieces of one word touch
                 box = (left[i] + gap, row - 0.44), widths[i] - gap, 0.88
                 tint = (ACCENT, 0.12) if given else (WARM, 0.42 * frame["entropy"][i] / most)
                 table.add_patch(Rectangle(*box, facecolor=tint, edgecolor=(ACCENT, 0.8) if given else "none", linewidth=0.8))
                 ink = (ACCENT, 1.0) if given else (INK, 0.45 + 0.55 * share)
-                table.text(left[i] + (widths[i] + gap) / 2, row, words[i].strip() or "␣", color=ink, ha="center", va="center", fontsize=11)
+                table.text(left[i] + (widths[i] + gap) / 2, row, line[i].strip() or "␣", color=ink, ha="center", va="center", fontsize=11)
         if probe:
             _readme_panel(figure.add_axes((0.85, 0.13, 0.135, 0.74)), frames, probe)
             figure.text(0.85, 0.91, "nats still open", color=MUTED)
@@ -305,6 +312,7 @@ def _readme_panel(axes: Axes, frames: Records, probe: dict[str, Any]) -> None:
     axes.plot(model, u, color=ACCENT, marker="o", markersize=3.5)
     height = (frames[0]["u"] - frames[-1]["u"]) / max(len(frames) - 1, 1) / 2 or 0.5
     axes.set(xlim=(0, None), ylim=(frames[-1]["u"] - height, frames[0]["u"] + height), yticks=[])
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(3, integer=True))
     axes.grid(axis="y", visible=False)
     axes.text(0.05, 0.94, "in context", color=ACCENT, transform=axes.transAxes)
     axes.text(0.05, 0.87, "token alone", color=WARM, transform=axes.transAxes)

@@ -86,7 +86,8 @@ def train(config: Config, directory: epath.Path) -> int:
             state, position, saved_meta = checkpoints.restore(targets)
             for what in ("tokenizer_fingerprint", "data_fingerprint"):
                 if saved_meta[what] != meta[what]:
-                    raise UserError(f"{directory} was trained with another {what.split('_')[0]} than {config.data.source!r} gives now; nothing was changed.")
+                    kind = what.removesuffix("_fingerprint")
+                    raise UserError(f"{directory} was trained with another {kind} than {config.data.source!r} gives now; nothing was changed.")
             batches.set_state(position)
             start = saved
             workdir.write_whole(directory / "config.json", to_json(config))

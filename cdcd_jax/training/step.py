@@ -19,7 +19,13 @@ Step = Callable[[TrainState, Array], tuple[TrainState, dict[str, Array]]]
 def make_apply(config: Config, vocab_size: int) -> Apply:
     """The network as a plain function of (parameters, features, sigma)."""
     network = make_network(config, vocab_size)
-    return lambda params, features, sigma: network.apply({"params": params}, features, sigma)
+
+    def apply(params: Any, features: Array, sigma: Array) -> Array:
+        logits = network.apply({"params": params}, features, sigma)
+        assert isinstance(logits, jax.Array)  # no mutable collections, so no second answer
+        return logits
+
+    return apply
 
 
 def train_step(state: TrainState, tokens: Array, config: Config, optimizer: optax.GradientTransformation) -> tuple[TrainState, dict[str, Array]]:

@@ -77,5 +77,6 @@ def _compare(workdir: epath.Path, config: Config) -> None:
     for key, value in here.items():
         if there[key] != value and not key.startswith(MAY_CHANGE):
             raise UserError(
-                f"{workdir} holds a run with {key} = {there[key]!r}, and this config has {value!r}; name another --workdir, or give --config.{key}={there[key]}."
+                f"{workdir} holds a run with {key} = {there[key]!r}, and this config has {value!r}; "
+                f"name another --workdir, or give --config.{key}={there[key]}."
             )

@@ -92,7 +92,7 @@ def write_lines(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def make_run(folder: pathlib.Path, steps: int = 5000, hostile: bool = False) -> pathlib.Path:
+def make_run(folder: pathlib.Path, steps: int = 5000, frames: int = 101, hostile: bool = False) -> pathlib.Path:
     """Writes the whole workdir and returns it. Two lives: the run was stopped half-way and resumed. `hostile` puts mark-up into every text."""
     generator = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,13 +109,13 @@ def make_run(folder: pathlib.Path, steps: int = 5000, hostile: bool = False) -> 
     write_lines(folder / "telemetry.jsonl", [telemetry_line(step, generator) for step in range(250, steps + 1, 250)])
     text = HOSTILE if hostile else TEXT + "."
     base = {"tokens": [1, 2, 3], "nfe": 201, "fixed": [False] * 3}
-    texts = [text, "In that day shall the children of Judah go up to the house of God, and they made him king.", "And he said, Thou shalt not eat of it."]
+    texts = [text, "In that day shall the children of Judah go up, and they made him king.", "And he said, Thou shalt not eat of it."]
     write_lines(folder / "samples/unconditional.jsonl", [{**base, "text": t, "seed": i} for i, t in enumerate(texts)])
     rest = [" God created the heaven & the earth.", " was the hand of the Lord upon them, and they went out."]
     write_lines(folder / "samples/prompt.jsonl", [{**base, "text": "In the beginning" + t, "prompt": "In the beginning", "seed": 0} for t in rest])
     filled = "And the king of Israel, which stood by, arose and said unto the men of war, Behold, I will go down into the land."
     write_lines(folder / "samples/template.jsonl", [{**base, "text": filled, "template": TEMPLATE, "seed": 0}])
-    (folder / "samples/trajectory.json").write_text(json.dumps(trajectory(hostile=hostile)), encoding="utf-8")
+    (folder / "samples/trajectory.json").write_text(json.dumps(trajectory(frames, hostile)), encoding="utf-8")
     (folder / "eval").mkdir(exist_ok=True)
     nll = {"kind": "elbo", "bits_per_char": 2.0964, "nats_per_token": 3.7051, "stderr": 0.0312, "bits_per_char_stderr": 0.0177, "num_tokens": 81920,
            "num_characters": 208712, "split": "valid", "linearity": 0.031, "step": steps, "reconstruction": 0.0004, "prior": 0.051}  # fmt: skip
@@ -135,4 +135,4 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture
 def new_run(tmp_path: pathlib.Path) -> pathlib.Path:
     """A whole run of one's own, to damage."""
-    return make_run(tmp_path / "demo", steps=500)
+    return make_run(tmp_path / "demo", steps=500, frames=11)

@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -22,11 +22,9 @@ TELEMETRY = (
     | dict.fromkeys((*CURVES[0], *CURVES[1], *QUANTILES), "numbers")
 )
 NLL = {"step": "int", **BOUND, "split": "text"}
-QUALITY = {"step": "int", "num_samples": "int"} | dict.fromkeys(
-    ("valid_word_rate", "valid_word_rate_heldout", "valid_word_rate_unigram"), "number"
-)
+QUALITY = {"step": "int", "num_samples": "int"} | dict.fromkeys(("valid_word_rate", "valid_word_rate_heldout", "valid_word_rate_unigram"), "number")
 TRAJECTORY = {"text": "text", "pieces": "list", "frames": "list", "fixed": "list", "template": "text"}
-KINDS = {
+KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "int": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
     "number": ("a number", lambda value: value is None or isinstance(value, int | float) and not isinstance(value, bool)),
     "numbers": ("a list of numbers", lambda value: isinstance(value, list) and value and all(KINDS["number"][1](item) for item in value)),
@@ -77,7 +75,7 @@ def _parse(text: str, where: str, keys: dict[str, str]) -> dict[str, Any]:
 
 def read_lines(path: epath.Path, keys: dict[str, str]) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, [] when there is no such file. Raises UserError, naming the line, for anything damaged."""
-    lines = _text(path).splitlines() if path.exists() else []
+    lines = _text(path).split("\n") if path.exists() else []
     return [_parse(line, f"{path} line {number}", keys) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -145,23 +143,23 @@ def load(workdir: epath.PathLike) -> Run:
     )
 
 
-def commands(workdir: epath.PathLike, prompt: str = "In the beginning", template: str = "And the [8] said unto [4], [12]") -> dict[str, str]:
+def commands(workdir: epath.PathLike) -> dict[str, str]:
     """Part of the page to the command that makes it."""
-    place = f"--workdir={shlex.quote(str(workdir))}"
-    sample = f"python -m cdcd_jax.sample {place} --num_samples=8"
-    file = f"--output={shlex.quote(str(epath.Path(workdir) / 'samples'))}"
+    place, samples = shlex.quote(str(workdir)), shlex.quote(str(epath.Path(workdir) / "samples"))
+    sample = f"python -m cdcd_jax.sample --workdir={place}"
+    filled = f"{sample} --num_samples=4 --template='And the [8] said unto [4], [12]' --output={samples}/template.jsonl"
     return {
-        "train": f"python -m cdcd_jax.train --config=CONFIG.py {place}",
-        "unconditional": f"{sample} {file}/unconditional.jsonl",
-        "prompt": f"{sample} --prompt={shlex.quote(prompt)} {file}/prompt.jsonl",
-        "template": f"{sample} --template={shlex.quote(template)} {file}/template.jsonl",
-        "trajectory": f"{sample} --template={shlex.quote(template)} --trajectory",
-        "evaluate": f"python -m cdcd_jax.evaluate {place}",
-        "report": f"python -m cdcd_jax.report {place}",
+        "train": f"python -m cdcd_jax.train --config=CONFIG.py --workdir={place}",
+        "unconditional": f"{sample} --num_samples=16 --output={samples}/unconditional.jsonl",
+        "prompt": f"{sample} --num_samples=4 --prompt='In the beginning' --output={samples}/prompt.jsonl",
+        "template": filled,
+        "trajectory": f"{filled} --trajectory={samples}/trajectory.json",
+        "evaluate": f"python -m cdcd_jax.evaluate --workdir={place}",
+        "report": f"python -m cdcd_jax.report --workdir={place}",
     }
 
 
 def training_seconds(metrics: Sequence[dict[str, Any]]) -> float:
     """Wall time of all lives of the run: `seconds` starts again at every resume."""
     seconds = [record["seconds"] for record in metrics if math.isfinite(record["seconds"])]
-    return sum(now for now, after in zip(seconds, [*seconds[1:], -1.0], strict=True) if after < now)
+    return float(sum(now for now, after in zip(seconds, [*seconds[1:], -1.0], strict=True) if after < now))

@@ -1,0 +1,141 @@
+"""A world small enough to enumerate: every sequence of 3 tokens out of 5, its probability, and so the exact posterior of a noisy one."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import Array
+
+from cdcd_jax.diffusion import kernel
+from cdcd_jax.diffusion.warp import Warp, fit_loss
+from cdcd_jax.training.masks import low_discrepancy
+
+V, L, D = 5, 3, 6
+SIGMA_MIN, SIGMA_MAX = 0.25, 200.0
+PLAIN = kernel.Options()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class World:
+    """`sequences` [S, L] are all there are, `probabilities` [S] theirs, `table` [V, D] normalised embeddings."""
+
+    table: Array
+    sequences: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def entropy(self) -> float:
+        """Of a sequence, nats."""
+        return float(-(self.probabilities * np.log(self.probabilities)).sum())
+
+    @property
+    def marginals(self) -> np.ndarray:
+        """[L, V]: the distribution of the token at each position."""
+        return np.einsum("s,slv->lv", self.probabilities, np.eye(V)[self.sequences])
+
+    @property
+    def log_prior(self) -> Array:
+        """[V]: the unigram log probabilities."""
+        return jnp.asarray(np.log(self.marginals.mean(axis=0)), jnp.float32)
+
+    def without_context(self) -> "World":
+        """The same marginals, with independent positions."""
+        product = np.prod([self.marginals[position, self.sequences[:, position]] for position in range(L)], axis=0)
+        return dataclasses.replace(self, probabilities=product)
+
+    def draw(self, key: Array, count: int) -> Array:
+        """Sequences [count, L], by their probabilities."""
+        return jnp.asarray(self.sequences)[jax.random.choice(key, len(self.sequences), (count,), p=jnp.asarray(self.probabilities))]
+
+    def log_posterior(self, x: Array, sigma: Array, flag: Array, clean: Array) -> Array:
+        """log p(sequence | what is seen), [B, S]: Bayes' rule over all sequences; x counts where flag [B, L] is 1, clean where it is 0."""
+        embedded = self.table[self.sequences]
+        distance = jnp.sum((x[:, None] - embedded[None]) ** 2, axis=-1) / (2.0 * sigma[:, None] ** 2)
+        other = jnp.abs(clean[:, None] - embedded[None]).max(axis=-1) > 1e-3
+        hidden = jnp.abs(clean).max(axis=-1)[:, None] == 0  # a given token that is not shown says nothing
+        against = jnp.where(flag[:, None] > 0, distance, jnp.where(other & ~hidden, 1e9, 0.0)).sum(axis=-1)
+        return jax.nn.log_softmax(jnp.log(jnp.asarray(self.probabilities, jnp.float32))[None] - against, axis=-1)
+
+    def network(self, options: kernel.Options) -> kernel.Network:
+        """The best of all networks: from the stacked features, the logarithms of the posterior's marginals (less what the output prior adds)."""
+
+        def apply(features: Array, sigma: Array) -> Array:
+            noisy, clean, flag, _ = jnp.split(features, (D, 2 * D, 2 * D + 1), axis=-1)
+            flag, sigma = flag[..., 0], jnp.broadcast_to(sigma, flag.shape[:2])[..., 0]
+            x = noisy / kernel.c_in(sigma)[:, None, None]
+            posterior = jnp.exp(self.log_posterior(x, jnp.broadcast_to(sigma[:, None], flag.shape), flag, clean))
+            one_hot = jax.nn.one_hot(self.sequences, V)
+            logits = jnp.log(jnp.maximum(jnp.einsum("bs,slv->blv", posterior, one_hot), 1e-30))
+            if options.output_prior:
+                logits -= flag[..., None] * kernel.local_posterior(x, sigma, self.table, self.log_prior).logits
+            return logits
+
+        return apply
+
+    def denoise(self, given: Array, tokens: Array, options: kernel.Options = PLAIN, hidden: bool = False) -> kernel.Denoise:
+        """The exact denoiser of rows whose `given` [B, L] tokens are known (hidden: which the network is not shown)."""
+        clean = self.table[tokens] * given[..., None] * (not hidden)
+        return kernel.make_denoise(self.network(options), self.table, given, clean, self.log_prior, options)
+
+    def blind(self, batch: int, options: kernel.Options = PLAIN) -> kernel.Denoise:
+        """The exact denoiser of `batch` rows of which nothing is given."""
+        return self.denoise(jnp.zeros((batch, L), bool), jnp.zeros((batch, L), int), options)
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    generator = np.random.default_rng(3)
+    table = kernel.normalise(jnp.asarray(generator.normal(size=(V, D)), jnp.float32))
+    logits = 1.3 * generator.normal(size=V**L)
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    return World(table, np.array(list(itertools.product(range(V), repeat=L))), probabilities)
+
+
+@pytest.fixture(scope="session")
+def log_warp() -> Warp:
+    """No fit: u is the position on the logarithmic axis."""
+    return Warp.identity(100, SIGMA_MIN, SIGMA_MAX, "log", 1e-3)
+
+
+def fit(curve: Callable[[Array, Array], Array], warp: Warp, steps: int, batch: int, rate: float = 1e-2) -> Warp:
+    """Fits a warp as training does, and returns the averaged copy, whose density drew the noise levels. curve(key, sigma [B]) -> losses [B]."""
+    optimizer = optax.adam(rate, b2=0.99)
+
+    def step(carry: tuple, now: tuple) -> tuple[tuple, None]:
+        live, average, state = carry
+        number, key = now
+        u_key, loss_key = jax.random.split(key)
+        sigma = average.sigma(low_discrepancy(u_key, batch))
+        gradient = jax.grad(fit_loss)(live, average, sigma, curve(loss_key, sigma), jnp.ones(batch, bool))
+        updates, state = optimizer.update(gradient, state)
+        live = optax.apply_updates(live, updates)
+        decay = jnp.minimum(0.99, (1.0 + number) / (10.0 + number))
+        return (live, jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, live), state), None
+
+    carry = (warp, warp, optimizer.init(warp))
+    keys = jax.random.split(jax.random.key(5), steps)
+    return jax.jit(lambda c: jax.lax.scan(step, c, (jnp.arange(steps), keys))[0])(carry)[1]
+
+
+@pytest.fixture(scope="session")
+def fit_warp() -> Callable[..., Warp]:
+    return fit
+
+
+@pytest.fixture(scope="session")
+def fitted_warp(world: World, log_warp: Warp) -> Warp:
+    """The warp that training with the exact denoiser would arrive at."""
+    denoise = world.blind(64)
+
+    def losses(key: Array, sigma: Array) -> Array:
+        token_key, noise_key = jax.random.split(key)
+        tokens = world.draw(token_key, 64)
+        x = kernel.add_noise(world.table[tokens], sigma, jax.random.normal(noise_key, (64, L, D)))
+        return kernel.cross_entropy(denoise(x, sigma, jnp.zeros_like(x)).logits, tokens).mean(axis=-1)
+
+    return fit(losses, log_warp, 1500, 64)

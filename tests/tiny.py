@@ -1,0 +1,119 @@
+"""A run that trains in seconds: the demo's config made tiny, a corpus of eight sentences, and a state to step from."""
+
+import dataclasses
+import functools
+import pathlib
+import random
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdcd_jax.config import Config, from_dict
+from cdcd_jax.data.tokenizers import CharTokenizer
+from cdcd_jax.evaluation.model import Model
+from cdcd_jax.parallel.mesh import AXES, batch_sharding
+from cdcd_jax.parallel.sharding import shardings
+from cdcd_jax.training.state import TrainState, init_state
+from cdcd_jax.training.step import Step, make_step
+from configs import demo
+
+LENGTH = 16
+SENTENCES = [
+    s.ljust(LENGTH) for s in ("the cat is black", "a dog ran to me.", "we sang all day", "my red hat fell", "two owls hoot", "no fish can fly",
+                              "give him a pear", "rain fell on us.")
+]  # fmt: skip
+TOKENIZER = CharTokenizer("".join(SENTENCES))
+
+# Keys of configs/demo.py that a tiny run changes; `config` takes more of them, `flags` makes the flags of a door from them.
+TINY: dict[str, Any] = {
+    "data.tokenizer": "char", "data.sequence_length": LENGTH, "data.valid_fraction": 0.2,
+    "model.num_layers": 1, "model.scan_unroll": 1, "model.width": 16, "model.num_heads": 2, "model.mlp_width": 32, "model.embedding_dim": 8,
+    "model.convolution_width": 3, "train.num_steps": 20, "train.batch_size": 8, "log.every_steps": 1, "log.probe_every_steps": 1000,
+    "log.probe_sequences": 8, "checkpoint.every_steps": 10, "sample.num_steps": 5,
+}  # fmt: skip
+
+
+def config(changes: dict[str, Any] | None = None) -> Config:
+    """The tiny config with some keys changed, such as {"train.seed": 1}."""
+    values = demo.get_config()
+    for key, value in (TINY | (changes or {})).items():
+        section, name = key.split(".")
+        values[section][name] = value
+    return from_dict(values)
+
+
+def flags(source: pathlib.Path | str, workdir: pathlib.Path | str, changes: dict[str, Any] | None = None) -> list[str]:
+    """The flags with which the train door runs the tiny config."""
+    keys = TINY | {"data.source": source} | (changes or {})
+    return ["--config=configs/demo.py", f"--workdir={workdir}", *(f"--config.{key}={value}" for key, value in keys.items())]
+
+
+def corpus(number: int = 200) -> str:
+    """That many of the sentences, drawn at random, always the same."""
+    generator = random.Random(0)
+    return " ".join(generator.choice(SENTENCES).strip() for _ in range(number))
+
+
+def tokens(rows: int = 8) -> np.ndarray:
+    """[rows, LENGTH]: the sentences, one after the other, again and again."""
+    return np.stack([TOKENIZER.encode(SENTENCES[i % len(SENTENCES)]) for i in range(rows)])
+
+
+LOG_PRIOR = np.log((np.bincount(tokens().reshape(-1), minlength=TOKENIZER.vocab_size) + 1.0) / (tokens().size + TOKENIZER.vocab_size)).astype(np.float32)
+
+
+def mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
+    """A mesh of the first devices: make_mesh of parallel/ always takes all of them."""
+    devices = jax.devices()[: data * fsdp * tensor]
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+
+
+@dataclasses.dataclass
+class Trainer:
+    """A jitted step on a mesh, and how to make its state and batches."""
+
+    config: Config
+    step: Step
+    abstract: TrainState  # shapes, types and shardings
+    batch_sharding: jax.sharding.NamedSharding
+
+    def init(self) -> TrainState:
+        """The state before the first step."""
+        sharding = jax.tree.map(lambda a: a.sharding, self.abstract)
+        return jax.jit(lambda: init_state(self.config, jnp.asarray(LOG_PRIOR)), out_shardings=sharding)()
+
+    def batch(self, rows: np.ndarray | None = None) -> jax.Array:
+        """Tokens on the mesh, the eight sentences if not told otherwise."""
+        return jax.device_put(tokens(self.config.train.batch_size) if rows is None else rows, self.batch_sharding)
+
+    def run(self, state: TrainState, steps: int) -> tuple[TrainState, list[dict[str, float]]]:
+        """The state after some steps on the same batch, and each step's metrics."""
+        batch, metrics = self.batch(), []
+        for _ in range(steps):
+            state, values = self.step(state, batch)
+            metrics.append({name: float(value) for name, value in values.items()})
+        return state, metrics
+
+
+def trainer(config: Config, mesh: jax.sharding.Mesh) -> Trainer:
+    """A Trainer, whose step compiles when it is first called."""
+    abstract = jax.eval_shape(lambda: init_state(config, jnp.asarray(LOG_PRIOR)))
+    sharding = shardings(abstract, mesh)
+    step = make_step(config, sharding, batch_sharding(mesh))
+    abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding)
+    return Trainer(config, step, abstract, batch_sharding(mesh))
+
+
+@functools.cache
+def shared_trainer() -> Trainer:
+    """The tiny config's step on one device, compiled once for all tests."""
+    return trainer(config(), mesh())
+
+
+@functools.cache
+def untrained() -> Model:
+    """The tiny model before its first step."""
+    state = shared_trainer().init()
+    return Model(config(), TOKENIZER, state.ema, state.log_prior, 0)
