@@ -29,7 +29,7 @@ def run(main: Callable[[], int]) -> None:
 
     def inner(_: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # orbax tells of every file that it renames
+            logging.set_verbosity(logging.ERROR)  # orbax tells of every file that it renames
         keep_freed_memory()
         try:
             code = main()

@@ -62,7 +62,7 @@ class Run:
         return dataclasses.replace(self.config.sample, **settings)
 
     def likelihood(self, texts: str | list[str], *, draws: int = 4, seed: int = 0) -> dict[str, Any]:
-        """The bound on the negative log-likelihood of texts, as eval/nll.json holds it. Several texts are scored one after the other as one stream."""
+        """The bound on the negative log-likelihood of texts, as eval/nll.json holds it. Several texts are scored as one stream."""
         text = texts if isinstance(texts, str) else "\n".join(texts)
         return metrics.nll(self.model, np.asarray(self.model.tokenizer.encode(text)), draws, seed)
 

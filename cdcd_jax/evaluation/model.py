@@ -44,7 +44,7 @@ def read_model(directory: epath.Path) -> Model:
     """The newest checkpoint of a run. Raises UserError if the workdir holds no run, no checkpoint or a damaged one."""
     config = workdir.read_config(directory)
     tokenizer = load(directory / "tokenizer")
-    checkpoints = Checkpoints(directory, config.checkpoint)
+    checkpoints = Checkpoints(directory, config.checkpoint, read_only=True)
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(tokenizer.vocab_size)))
     wanted = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),

@@ -18,9 +18,13 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 class Checkpoints:
     """The checkpoints of a workdir. Saving is asynchronous; a directory counts only once it is complete."""
 
-    def __init__(self, workdir: epath.Path, config: CheckpointConfig):
+    def __init__(self, workdir: epath.Path, config: CheckpointConfig, read_only: bool = False):
+        """`read_only` for whoever only restores, perhaps while a trainer saves. Raises UserError if there is nothing to read."""
         self.directory = workdir / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_last, create=True)
+        if read_only and not self.directory.exists():
+            raise UserError(f"there is no checkpoint in {workdir}: train first.")
+        keep = None if read_only else config.keep_last
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not read_only, read_only=read_only)
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest_step(self) -> int | None:

@@ -52,27 +52,25 @@ class World:
         """Sequences [count, L], by their probabilities."""
         return jnp.asarray(self.sequences)[jax.random.choice(key, len(self.sequences), (count,), p=jnp.asarray(self.probabilities))]
 
-    def log_posterior(self, x: Array, sigma: Array, flag: Array, clean: Array) -> Array:
-        """log p(sequence | what is seen), [B, S]: Bayes' rule over all sequences; x counts where flag [B, L] is 1, clean where it is 0."""
-        embedded = self.table[self.sequences]
-        distance = jnp.sum((x[:, None] - embedded[None]) ** 2, axis=-1) / (2.0 * sigma[:, None] ** 2)
-        other = jnp.abs(clean[:, None] - embedded[None]).max(axis=-1) > 1e-3
-        hidden = jnp.abs(clean).max(axis=-1)[:, None] == 0  # a given token that is not shown says nothing
-        against = jnp.where(flag[:, None] > 0, distance, jnp.where(other & ~hidden, 1e9, 0.0)).sum(axis=-1)
-        return jax.nn.log_softmax(jnp.log(jnp.asarray(self.probabilities, jnp.float32))[None] - against, axis=-1)
-
     def network(self, options: kernel.Options) -> kernel.Network:
-        """The best of all networks: from the stacked features, the logarithms of the posterior's marginals (less what the output prior adds)."""
+        """The best of all networks: from the stacked features, the logarithms of the posterior's marginals, less what the output prior adds.
+
+        Bayes' rule over all sequences. What a token at a position has for it is x . e / sigma^2 where x is seen, since all |e| are equal, and
+        whether it is the one where it is given; a given token that is not shown says nothing.
+        """
+        one_hot = jnp.asarray(np.eye(V)[self.sequences].reshape(-1, L * V), jnp.float32)
+        log_p = jnp.asarray(np.log(self.probabilities), jnp.float32)[None]
 
         def apply(features: Array, sigma: Array) -> Array:
             noisy, clean, flag, _ = jnp.split(features, (D, 2 * D, 2 * D + 1), axis=-1)
-            flag, sigma = flag[..., 0], jnp.broadcast_to(sigma, flag.shape[:2])[..., 0]
-            x = noisy / kernel.c_in(sigma)[:, None, None]
-            posterior = jnp.exp(self.log_posterior(x, jnp.broadcast_to(sigma[:, None], flag.shape), flag, clean))
-            one_hot = jax.nn.one_hot(self.sequences, V)
-            logits = jnp.log(jnp.maximum(jnp.einsum("bs,slv->blv", posterior, one_hot), 1e-30))
+            x, sigma = noisy / kernel.c_in(sigma)[..., None], sigma[:, :1]
+            same = clean @ self.table.T > D - 1e-3
+            hidden = jnp.abs(clean).max(axis=-1, keepdims=True) == 0
+            evidence = jnp.where(flag > 0, x @ self.table.T / sigma[..., None] ** 2, jnp.where(same | hidden, 0.0, -1e9))
+            posterior = jax.nn.softmax(log_p + evidence.reshape(-1, L * V) @ one_hot.T, axis=-1)
+            logits = jnp.log(jnp.maximum(posterior @ one_hot, 1e-30)).reshape(-1, L, V)
             if options.output_prior:
-                logits -= flag[..., None] * kernel.local_posterior(x, sigma, self.table, self.log_prior).logits
+                logits -= flag * kernel.local_posterior(x, sigma[:, 0], self.table, self.log_prior).logits
             return logits
 
         return apply
