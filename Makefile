@@ -37,7 +37,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
 $(INSTALLED): requirements.lock setup.py
 	@{ $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; } 2>/dev/null || { \
 	  found=$$({ $(PYTHON) -c 'import sys; print("Python %d.%d" % sys.version_info[:2])'; } 2>/dev/null || echo missing); \
-	  echo "cdcd_jax needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$found: name another, as in make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	  echo "cdcd_jax needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$found: name one, as in make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments: install its venv module (on Debian and Ubuntu the package python3-venv)." >&2; exit 2; }
 	@test ! -e $(VENV) || test -e $(VENV)/pyvenv.cfg || { echo "$(VENV) is not a virtual environment: move it away." >&2; exit 2; }

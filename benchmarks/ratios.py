@@ -112,8 +112,8 @@ def sampler_ratio(config: Config, repeats: int, num_steps: int) -> Result:
     """Sampling in N = num_steps Euler steps, as `evaluation.generate.make_sampler` does it, over N + 1 calls of the bare denoiser.
 
     Measured: one jitted call, from keys to tokens, for a batch of generate.BATCH sequences of which nothing is given.
-    Reference: N + 1 calls, one after the other, of one jitted call of the kernel's denoise: x, sigma and previous in, x0 out, with the softmax over the
-    vocabulary and the interpolation that it is for. No solver, no grid, no random number, no argmax.
+    Reference: N + 1 jitted calls of the kernel's denoise, one after the other: x, sigma and previous in, x0 out, with the softmax over the vocabulary
+    and the interpolation that it is for. No solver, no grid, no random number, no argmax.
     """
     settings = dataclasses.replace(config.sample, num_steps=num_steps, solver="euler", guidance=1.0)
     params = jax.jit(lambda: init_state(config, log_prior(config)))().ema
@@ -158,8 +158,8 @@ def compile_time_ratio(config: Config, repeats: int, num_steps: int) -> Result:
 def data_wait(config: Config, repeats: int, num_steps: int) -> Result:
     """The share of a run's time that the loop waits for data: `next` of the real pipeline and the copy to the devices, over num_steps steps.
 
-    As in the loop, a step is waited for only once the next one is under way. The text is a million random tokens; a repeat goes on where the one before
-    it ended.
+    As in the loop, a step is waited for only once the next one is under way. The text is a million random tokens; a repeat goes on where the one
+    before it ended.
     """
     step, state, mesh = start(config)
     batches = pipeline.batches(random_tokens(config, (1_000_000,)), config.data.sequence_length, config.train.batch_size, 0, 0, 1)

@@ -1,5 +1,20 @@
 """cdcd_jax: continuous diffusion for categorical data, in JAX. From Python: `run = cdcd_jax.load_run("runs/demo")`."""
 
-from cdcd_jax.run import load_run
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cdcd_jax.run import Run
+
+# TensorFlow, which only writes the summaries, greets every process otherwise.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 __all__ = ["load_run"]
+
+
+def load_run(workdir: "str | os.PathLike[str]") -> "Run":
+    """Opens the run in a workdir at its newest checkpoint. Raises config.UserError if there is none or it cannot be read."""
+    from cdcd_jax.run import load_run as load  # here, so that a door which needs no model starts without one
+
+    return load(workdir)

@@ -1,17 +1,20 @@
 """What all doors share: flags, and one sentence for a user's mistake."""
 
+import functools
 import os
+import re
+import runpy
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
-from cdcd_jax.config import UserError
+from cdcd_jax.config import Config, UserError, defaults, did_you_mean
 from cdcd_jax.parallel.hosts import keep_freed_memory
 
-USER_MISTAKE = 2
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow, which writes the summaries, greets every process otherwise
+USER_MISTAKE, INTERRUPTED = 2, 130
 
 
 def run(main: Callable[[], int]) -> None:
@@ -19,12 +22,13 @@ def run(main: Callable[[], int]) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
+            check_config(argv)
             rest = flags.FLAGS(argv)
             if rest[1:]:
                 raise UserError(f"unexpected argument {rest[1]!r}: every option is a --flag=value.")
-        # What absl and ml_collections raise for an unknown flag or config key, a value of a wrong type, a config file that does not load.
-        except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
-            fail(error)
+        # What absl and ml_collections raise for an unknown flag, a required one that is missing, or a value of a wrong type.
+        except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            fail(_plain(error))
         return rest
 
     def inner(_: list[str]) -> None:
@@ -35,9 +39,47 @@ def run(main: Callable[[], int]) -> None:
             code = main()
         except UserError as error:
             fail(error)
+        except KeyboardInterrupt:
+            print("interrupted before there was anything to save.", file=sys.stderr)
+            code = INTERRUPTED
         sys.exit(code)
 
     app.run(inner, flags_parser=parse)
+
+
+def check_config(argv: list[str]) -> None:
+    """Says what is wrong with a config file or with the names of config keys; ml_collections tells of them at length, with tracebacks or too late."""
+    known = [f"{section}.{name}" for section, values in defaults().items() if isinstance(values, ConfigDict) for name in values] + ["objective"]
+    for index, argument in enumerate(argv):
+        if key := re.match(r"--?config\.([^=]*)", argument):
+            if key[1] not in known:
+                raise UserError(f"unknown config key {key[1]!r}{did_you_mean(key[1], known)}.")
+        elif file := re.match(r"--?config(?:=(.*))?$", argument):
+            value = file[1] if file[1] is not None else "".join(argv[index + 1 : index + 2])
+            path, colon, choice = value.partition(":")
+            if not os.path.isfile(path):
+                raise UserError(f"the config file {path!r} does not exist; name one such as configs/demo.py.")
+            try:
+                found = runpy.run_path(path)
+                if "get_config" in found:
+                    found["get_config"](*([choice] if colon else []))
+            except Exception as error:  # whatever the file raises is a mistake in it
+                lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+                line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+                where = f" in line {line}" if line else ""
+                raise UserError(f"the config file {path!r} fails{where}: {type(error).__name__}: {error}.") from error
+            if "get_config" not in found:
+                raise UserError(f"the config file {path!r} does not define get_config(), which returns the config.")
+
+
+def _plain(error: Exception) -> Exception:
+    """The same mistake in our words, where absl's are not plain."""
+    if missing := re.match(r"flag --(\w+)=None: Flag --\w+ must have a value", str(error)):
+        return UserError(f"the flag --{missing[1]} is required.")
+    if wrong := re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error)):
+        value = functools.reduce(getattr, wrong[1].split("."), Config())
+        return UserError(f"config key {wrong[1]!r} takes a value of type {type(value).__name__}, not {wrong[2]!r}.")
+    return error
 
 
 def fail(error: Exception) -> None:

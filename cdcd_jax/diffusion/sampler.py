@@ -24,7 +24,7 @@ class Frames(NamedTuple):
     entropy: Float[Array, "F B L"]  # nats
 
 
-def grid(warp: Warp, num_steps: int) -> Float[Array, "N+1"]:
+def grid(warp: Warp, num_steps: int) -> Float[Array, "{num_steps}+1"]:
     """The N + 1 noise levels of N steps: F^-1 of u evenly spaced from 1 to 0, so from sigma_max down to sigma_min."""
     return warp.sigma(jnp.linspace(1.0, 0.0, num_steps + 1))
 

@@ -54,14 +54,22 @@ def calls(settings: SampleConfig) -> int:
     return (settings.num_steps * SOLVERS[settings.solver][1] + 1) * (1 if settings.guidance == 1 else 2)
 
 
-def layout(model: Model, prompt: str | None, template: str | None) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"], int]:
-    """(tokens, given, used) of a sequence. Without a template all positions are used."""
+def parts_of(prompt: str | None, template: str | None) -> list[str | int]:
+    """What is given, as templates.parse has it; nothing for a free sample."""
     if prompt is not None and template is not None:
         raise UserError("give a prompt or a template, not both: a template may begin with text.")
     if template is not None:
-        return templates.encode(templates.parse(template), model.tokenizer, model.length, "template")
+        return templates.parse(template)
+    return [] if prompt is None else [prompt]
+
+
+def layout(model: Model, prompt: str | None, template: str | None) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"], int]:
+    """(tokens, given, used) of a sequence. Without a template all positions are used."""
+    parts = parts_of(prompt, template)
+    if template is not None:
+        return templates.encode(parts, model.tokenizer, model.length, "template")
     if prompt is not None:
-        tokens, given, _ = templates.encode([prompt], model.tokenizer, model.length, "prompt")
+        tokens, given, _ = templates.encode(parts, model.tokenizer, model.length, "prompt")
         return tokens, given, model.length
     return np.zeros(model.length, np.int32), np.zeros(model.length, bool), model.length
 
@@ -117,7 +125,7 @@ def generate(
             bar.update(min(start + batch, num_samples), f"{batch * model.length / (time.monotonic() - began):,.0f} tokens/s")
     return [
         Sample(
-            text=model.tokenizer.decode(sequence[:used].tolist()),
+            text=templates.without_added_space(model.tokenizer.decode(sequence[:used].tolist()), parts_of(prompt, template)),
             tokens=sequence[:used].tolist(),
             fixed=given[:used].tolist(),
             nfe=calls(settings),
@@ -151,7 +159,7 @@ def trajectory(
         }
 
     return {
-        "text": model.tokenizer.decode(final.tolist()),
+        "text": templates.without_added_space(model.tokenizer.decode(final.tolist()), parts_of(prompt, template)),
         "pieces": [piece(int(i)) for i in final],
         "fixed": given[:used].tolist(),
         "template": template or prompt or "",

@@ -34,8 +34,10 @@ def parse(template: str) -> list[str | int]:
 def encode(parts: list[str | int], tokenizer: Tokenizer, length: int, what: str) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"], int]:
     """(tokens, given, used): the parts laid out from the left in a sequence of `length`; what comes after the first `used` positions is free.
 
-    A space just before a blank is left to the blank where pieces carry the space before their word. Raises UserError when the parts do not fit.
+    Where pieces carry the space before their word, a space just before a blank is left to the blank, and a first word is given the space that it
+    has anywhere else in the text (`without_added_space` takes it off again). Raises UserError when the parts do not fit.
     """
+    spaced = _carries_spaces(tokenizer)
     ids: list[int] = []
     given: list[bool] = []
     for index, part in enumerate(parts):
@@ -44,8 +46,12 @@ def encode(parts: list[str | int], tokenizer: Tokenizer, length: int, what: str)
             given += [False] * part
             continue
         follows_blank = index + 1 < len(parts) or what == "prompt"
-        text = part.removesuffix(" ") if follows_blank and tokenizer.name == "sentencepiece" else part
-        piece_ids = [int(i) for i in tokenizer.encode(text)]
+        text = part.removesuffix(" ") if follows_blank and spaced else part
+        piece_ids = tokenizer.encode(text).tolist()
+        if index == 0 and spaced and not text.startswith(" "):
+            # "And" alone may be spelt in letters, where " And" is one piece.
+            with_space = tokenizer.encode(" " + text).tolist()
+            piece_ids = with_space if len(with_space) <= len(piece_ids) else piece_ids
         ids += piece_ids
         given += [True] * len(piece_ids)
     if len(ids) > length:
@@ -57,3 +63,13 @@ def encode(parts: list[str | int], tokenizer: Tokenizer, length: int, what: str)
     used = len(ids)
     rest = length - used
     return np.asarray(ids + [0] * rest, np.int32), np.asarray(given + [False] * rest), used
+
+
+def without_added_space(text: str, parts: list[str | int]) -> str:
+    """A generated text without the space that `encode` may have put before a first word."""
+    began = parts[0] if parts else 0
+    return text.removeprefix(" ") if isinstance(began, str) and not began.startswith(" ") else text
+
+
+def _carries_spaces(tokenizer: Tokenizer) -> bool:
+    return tokenizer.name == "sentencepiece" and any(tokenizer.piece(i)[:1] == " " != tokenizer.piece(i) for i in range(tokenizer.vocab_size))

@@ -74,8 +74,11 @@ def _parse(text: str, where: str, keys: dict[str, str]) -> dict[str, Any]:
 
 
 def read_lines(path: epath.Path, keys: dict[str, str]) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, [] when there is no such file. Raises UserError, naming the line, for anything damaged."""
-    lines = _text(path).split("\n") if path.exists() else []
+    """The objects of a JSON-lines file, [] when there is no such file. Raises UserError, naming the line, for anything damaged.
+
+    What follows the last line's end is left out: a line that is being written, or that a kill cut off.
+    """
+    lines = _text(path).split("\n")[:-1] if path.exists() else []
     return [_parse(line, f"{path} line {number}", keys) for number, line in enumerate(lines, 1) if line.strip()]
 
 

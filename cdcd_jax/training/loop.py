@@ -173,7 +173,8 @@ class Loop:
     def probe(self, writer: metric_writers.MetricWriter, step: int, state: TrainState) -> None:
         """A line of telemetry.jsonl, its scalars to TensorBoard, its warnings to the log, its bound to the progress bar."""
         began = time.monotonic()
-        key = stream_key(self.config, PROBE_STREAM, step)
+        # The same windows, noise levels and noise in every probe, so that what changes between two of them is the model.
+        key = stream_key(self.config, PROBE_STREAM, 0)
         line = {"step": step} | telemetry.probe(
             self.config, self.measure, state.ema, state.log_prior, self.probe_windows, self.characters_per_token, key
         )

@@ -16,7 +16,7 @@ from cdcd_jax.diffusion.warp import Warp, fit_loss
 from cdcd_jax.training.masks import low_discrepancy
 
 V, L, D = 5, 3, 6
-SIGMA_MIN, SIGMA_MAX = 0.25, 200.0
+SIGMA_MIN, SIGMA_MAX = 0.35, 100.0
 PLAIN = kernel.Options()
 
 
@@ -136,4 +136,4 @@ def fitted_warp(world: World, log_warp: Warp) -> Warp:
         x = kernel.add_noise(world.table[tokens], sigma, jax.random.normal(noise_key, (64, L, D)))
         return kernel.cross_entropy(denoise(x, sigma, jnp.zeros_like(x)).logits, tokens).mean(axis=-1)
 
-    return fit(losses, log_warp, 1500, 64)
+    return fit(losses, log_warp, 1000, 64)

@@ -42,7 +42,7 @@ def change(name: str, edit: Callable[[Any], Any]) -> Callable[[pathlib.Path], No
 
 
 def torn(run: pathlib.Path) -> None:
-    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text() + '{"step": 510, "lo')
+    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text() + '{"step": 510, "lo\n')
 
 
 def without(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -89,3 +89,9 @@ def test_damage_is_one_sentence(new_run: pathlib.Path, damage: Callable[[pathlib
 def test_a_missing_workdir_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match="there is no workdir '.*/nowhere'"):
         records.load(tmp_path / "nowhere")
+
+
+def test_a_line_that_is_still_being_written_is_left_out(new_run: pathlib.Path) -> None:
+    whole = len(records.load(new_run).metrics)
+    (new_run / "metrics.jsonl").write_text((new_run / "metrics.jsonl").read_text() + '{"step": 510, "lo')
+    assert len(records.load(new_run).metrics) == whole

@@ -1,0 +1,57 @@
+"""Doors in forked copies of one process that has imported all that they need: as `python -m cdcd_jax.NAME ARGS`, less its seconds of imports.
+
+Each door is a process of its own, with JAX, flags and exit code of its own. The copies share the seed of `hash`; what may depend on it is tested
+with `run_door` of conftest.py instead.
+"""
+
+import multiprocessing
+import os
+import pathlib
+import runpy
+import sys
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+from unittest import mock
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["cdcd_jax.doors", "cdcd_jax.run", "cdcd_jax.training.loop", "ml_collections.config_flags"])
+POOL = ThreadPoolExecutor(2)
+
+
+class Ended(NamedTuple):
+    """How a door ended."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+
+
+def door(name: str, *args: object, timeout: float = 250.0) -> Ended:
+    """Runs a door from the root of the project to its end; code is None where it had to be killed."""
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [os.path.join(folder, stream) for stream in ("stdout", "stderr")]
+        process = CONTEXT.Process(target=_door, args=(name, [str(a) for a in args], streams))
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))} | {"JAX_PLATFORMS": "cpu"}
+        with mock.patch.dict(os.environ, clean, clear=True):  # the first call starts the process that is copied
+            process.start()
+        process.join(timeout)
+        code = process.exitcode
+        if code is None:
+            process.kill()
+            process.join()
+        return Ended(code, *(pathlib.Path(stream).read_text() for stream in streams))
+
+
+def start(name: str, *args: object) -> "Future[Ended]":
+    """The same in the background, two doors at a time."""
+    return POOL.submit(door, name, *args)
+
+
+def _door(name: str, args: list[str], streams: list[str]) -> None:
+    os.chdir(ROOT)
+    for number, path in enumerate(streams, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = [name, *args]
+    runpy.run_module(f"cdcd_jax.{name}", run_name="__main__", alter_sys=True)
