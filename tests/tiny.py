@@ -38,6 +38,11 @@ TINY: dict[str, Any] = {
     "log.every_steps": 1, "log.probe_every_steps": 1000, "log.probe_sequences": 8, "checkpoint.every_steps": 10, "sample.num_steps": 5,
 }  # fmt: skip
 
+OVERFIT = {
+    "model.width": 64, "model.num_heads": 4, "model.mlp_width": 128, "model.embedding_dim": 16, "train.num_steps": 700, "train.batch_size": 32,
+    "train.given_fraction": 0.25, "optim.learning_rate": 3e-3, "optim.embedding_learning_rate": 3e-4, "sample.num_steps": 30,
+}  # fmt: skip
+
 
 def config(changes: dict[str, Any] | None = None) -> Config:
     """The tiny config with some keys changed, such as {"train.seed": 1}."""
@@ -116,8 +121,23 @@ def shared_trainer() -> Trainer:
     return trainer(config(), mesh())
 
 
+def model(config: Config, state: TrainState) -> Model:
+    """What evaluation reads from a checkpoint of this state."""
+    return Model(config, TOKENIZER, state.ema, state.log_prior, int(state.step))
+
+
 @functools.cache
 def untrained() -> Model:
     """The tiny model before its first step."""
-    state = shared_trainer().init()
-    return Model(config(), TOKENIZER, state.ema, state.log_prior, 0)
+    return model(config(), shared_trainer().init())
+
+
+@functools.cache
+def overfitted() -> Model:
+    """A model that knows the eight sentences by heart, trained once for all tests. The rows are shuffled, since only every other one conditions itself."""
+    chosen = config(OVERFIT)
+    work = trainer(chosen, mesh())
+    rows, generator, state = tokens(chosen.train.batch_size), np.random.default_rng(0), work.init()
+    for _ in range(chosen.train.num_steps):
+        state, _ = work.step(state, work.batch(generator.permutation(rows)))
+    return model(chosen, state)

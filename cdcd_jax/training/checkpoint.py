@@ -106,6 +106,17 @@ class Checkpoints:
             raise UserError(f"the checkpoint {self.directory / str(step)} cannot be read ({reason}); nothing was changed: {good}.") from error
 
 
+def newest_step(workdir: epath.Path) -> int | None:
+    """The newest complete step of a run, or None; touches nothing."""
+    if not (workdir / "checkpoints").exists():
+        return None
+    checkpoints = Checkpoints(workdir, CheckpointConfig(), read_only=True)
+    try:
+        return checkpoints.latest_step()
+    finally:
+        checkpoints.close()
+
+
 def _name(path: tuple) -> str:
     return "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
 

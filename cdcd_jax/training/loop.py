@@ -6,12 +6,11 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import metric_writers
 from etils import epath
 from jax.sharding import NamedSharding
 
@@ -20,11 +19,14 @@ from cdcd_jax.data import pipeline, tokenizers
 from cdcd_jax.parallel.mesh import batch_sharding, make_mesh
 from cdcd_jax.parallel.sharding import shardings
 from cdcd_jax.training import telemetry, workdir
-from cdcd_jax.training.checkpoint import Checkpoints
+from cdcd_jax.training.checkpoint import Checkpoints, newest_step
 from cdcd_jax.training.optim import factor
 from cdcd_jax.training.progress import console, progress
 from cdcd_jax.training.state import PROBE_STREAM, TrainState, init_state, stream_key
 from cdcd_jax.training.step import Step, make_apply, make_step
+
+if TYPE_CHECKING:
+    from clu.metric_writers import MetricWriter
 
 DONE, INTERRUPTED, AGAIN = 0, 130, 75  # exit codes: finished; Ctrl-C, saved; told to stop (SIGTERM), saved: start me again
 
@@ -59,6 +61,10 @@ def train(config: Config, directory: epath.Path) -> int:
     Raises UserError for every mistake of the user's, and for a loss that is not finite; nothing that was saved is lost.
     """
     there = workdir.prepare(directory, config)
+    saved = newest_step(directory)
+    if saved is not None and saved >= config.train.num_steps:
+        console.print(f"{directory} is complete: {saved:,} steps of {config.train.num_steps:,} are done.", soft_wrap=True)
+        return DONE
     mesh = make_mesh(config.mesh, config.train.batch_size)
     corpus = pipeline.load_corpus(config.data, tokenizers.load(directory / "tokenizer") if there else None)
     if not there:
@@ -76,12 +82,9 @@ def train(config: Config, directory: epath.Path) -> int:
         corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, jax.process_index(), jax.process_count()
     )
     try:
-        if (saved := checkpoints.latest_step()) is None:
+        if saved is None:
             state, start = jax.jit(lambda: init_state(config, log_prior), out_shardings=sharding)(), 0
         else:
-            if saved >= config.train.num_steps:
-                console.print(f"{directory} is complete: {saved:,} steps of {config.train.num_steps:,} are done.")
-                return DONE
             targets = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding)
             state, position, saved_meta = checkpoints.restore(targets)
             for what in ("tokenizer_fingerprint", "data_fingerprint"):
@@ -119,6 +122,8 @@ class Loop:
         steps, stop, c = self.config.train.num_steps, Stop(), self.config
         began = said = time.monotonic()
         said_step, before = start, None
+        from clu import metric_writers  # here, because it imports TensorFlow: seconds, which a user's mistake need not wait for
+
         # Summaries go to a writer of their own thread; the loop never waits for the disk.
         writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(self.directory.as_posix()))
         with stop.listening(), progress(steps, "training", start) as bar:
@@ -164,13 +169,13 @@ class Loop:
             )
         return values
 
-    def log(self, writer: metric_writers.MetricWriter, step: int, values: dict[str, float]) -> None:
+    def log(self, writer: "MetricWriter", step: int, values: dict[str, float]) -> None:
         """A line of metrics.jsonl, and the same to TensorBoard."""
         line = {"step": step, **values, "learning_rate": self.config.optim.learning_rate * float(factor(self.config, step - 1, np))}
         append(self.directory / "metrics.jsonl", line)
         writer.write_scalars(step, {f"train/{name}": value for name, value in line.items() if name != "step"})
 
-    def probe(self, writer: metric_writers.MetricWriter, step: int, state: TrainState) -> None:
+    def probe(self, writer: "MetricWriter", step: int, state: TrainState) -> None:
         """A line of telemetry.jsonl, its scalars to TensorBoard, its warnings to the log, its bound to the progress bar."""
         began = time.monotonic()
         # The same windows, noise levels and noise in every probe, so that what changes between two of them is the model.

@@ -5,7 +5,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from cdcd_jax.config import Config
 from cdcd_jax.diffusion.warp import Warp
@@ -16,13 +16,16 @@ INIT_STREAM, TRAIN_STREAM, PROBE_STREAM = range(3)
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """`params` and `ema` are {"embeddings", "denoiser", "warp"}; `log_prior` [V] holds the unigram log probabilities of the training tokens."""
+    """`params` and `ema` are {"embeddings", "denoiser", "warp"}; `log_prior` [V] holds the unigram log probabilities of the training tokens.
 
-    step: Int[Array, ""]
+    The leaves are arrays, or what stands for them (shapes, shardings), so their types are not annotations.
+    """
+
+    step: Any  # int32 []
     params: dict[str, Any]
     ema: dict[str, Any]
     opt_state: Any
-    log_prior: Float[Array, "V"]
+    log_prior: Any  # float32 [V]
 
 
 def stream_key(config: Config, stream: int, step: int | Array) -> jax.Array:
