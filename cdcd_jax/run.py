@@ -63,8 +63,8 @@ class Run:
 
     def likelihood(self, texts: str | list[str], *, draws: int = 4, seed: int = 0) -> dict[str, Any]:
         """The bound on the negative log-likelihood of texts, as eval/nll.json holds it. Several texts are scored as one stream."""
-        text = texts if isinstance(texts, str) else "\n".join(texts)
-        return metrics.nll(self.model, np.asarray(self.model.tokenizer.encode(text)), draws, seed)
+        tokens = [self.model.tokenizer.encode(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        return metrics.nll(self.model, np.concatenate([np.zeros(0, np.int32), *tokens]), draws, seed)
 
 
 def load_run(workdir: str | os.PathLike[str]) -> Run:

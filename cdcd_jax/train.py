@@ -5,7 +5,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from cdcd_jax import doors
-from cdcd_jax.config import from_dict
+from cdcd_jax.config import UserError, from_dict
 from cdcd_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config, a file of configs/; any key: --config.section.key=value.")
@@ -14,7 +14,13 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> int:
-    return train(from_dict(CONFIG.value), epath.Path(WORKDIR.value))
+    workdir = epath.Path(WORKDIR.value)
+    try:
+        return train(from_dict(CONFIG.value), workdir)
+    except OSError as error:  # a full disk, or a folder that may not be written any more
+        if error.filename is None or not str(error.filename).startswith(str(workdir)):
+            raise
+        raise UserError(f"{error.filename} cannot be written ({error.strerror}).") from error
 
 
 if __name__ == "__main__":

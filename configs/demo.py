@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.update(num_layers=4, width=128, num_heads=4, mlp_width=384, embedding_dim=32, scan_unroll=4, sigma_conditioning=False)
     c.model.update(output_prior=True, posterior_mean_input=True, noisy_vector=True, convolution_width=5)
     c.diffusion.update(sigma_min=0.45, sigma_max=30.0, warp_axis="log", warp_floor=0.01)
-    c.train.update(num_steps=4000, batch_size=16, given_fraction=0.1, position_sigma_fraction=0.75)
+    c.train.update(num_steps=2200, batch_size=48, given_fraction=0.1, position_sigma_fraction=0.75)
     c.optim.update(name="muon", learning_rate=8e-3, embedding_learning_rate=6e-3, muon_learning_rate=0.02)
     c.optim.update(warmup_steps=50, decay="linear", ema_decay=0.99)
     c.checkpoint.every_steps = 500

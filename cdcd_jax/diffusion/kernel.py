@@ -51,7 +51,12 @@ def c_in(sigma: Array) -> Array:
 
 def interpolate(logits: Float[Array, "*B V"], table: Float[Array, "V D"]) -> Float[Array, "*B D"]:
     """Score interpolation: x0 = sum_i p_i e_i with p = softmax(logits) over the normalised table (paper, eq. 6 and 8)."""
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1) @ table
+    return _product(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), table)
+
+
+def _product(x: Float[Array, "*B M"], matrix: Float[Array, "M N"]) -> Float[Array, "*B N"]:
+    """x @ matrix over flattened leading axes: on CPUs the backward pass of a batched product copies its operands, transposed."""
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def score(x: Array, x0: Array, sigma: Array) -> Array:
@@ -71,7 +76,7 @@ def local_posterior(x: Float[Array, "B L D"], sigma: Array, table: Float[Array, 
     (docs/DESIGN.md, eq. 9). It serves as output prior, as input, as oracle in the tests, and as the closed form that telemetry holds a model against.
     """
     scaled = x / per_position(sigma)[..., None] ** 2
-    logits = scaled @ table.T + log_prior.reshape(1, 1, -1)
+    logits = _product(scaled, table.T) + log_prior.reshape(1, 1, -1)
     return Denoised(interpolate(logits, table), logits)
 
 

@@ -17,7 +17,7 @@ def parse(template: str) -> list[str | int]:
     for match in _PART.finditer(template):
         word = match.group(0)
         if match.group(1) is not None:
-            if not match.group(1).isdecimal() or int(match.group(1)) < 1:
+            if not match.group(1).isdecimal() or len(match.group(1)) > 9 or int(match.group(1)) < 1:
                 raise UserError(f"the blank {word!r} of the template is no whole number of tokens, such as [8]; write [[ for a bracket.")
             parts.append(int(match.group(1)))
             continue
@@ -37,6 +37,9 @@ def encode(parts: list[str | int], tokenizer: Tokenizer, length: int, what: str)
     Where pieces carry the space before their word, a space just before a blank is left to the blank, and a first word is given the space that it
     has anywhere else in the text (`without_added_space` takes it off again). Raises UserError when the parts do not fit.
     """
+    blanks = sum(part for part in parts if isinstance(part, int))
+    if blanks > length:
+        raise UserError(f"the blanks of the {what} take {blanks} tokens, and this model's sequences have {length}: shorten them.")
     spaced = _carries_spaces(tokenizer)
     ids: list[int] = []
     given: list[bool] = []

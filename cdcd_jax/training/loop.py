@@ -67,6 +67,9 @@ def train(config: Config, directory: epath.Path) -> int:
         return DONE
     mesh = make_mesh(config.mesh, config.train.batch_size)
     corpus = pipeline.load_corpus(config.data, tokenizers.load(directory / "tokenizer") if there else None)
+    batches = pipeline.batches(
+        corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, jax.process_index(), jax.process_count()
+    )
     if not there:
         workdir.write(directory, config, corpus.tokenizer)
     log_prior = jnp.asarray(pipeline.unigram_log_probabilities(corpus.train, corpus.tokenizer.vocab_size))
@@ -78,9 +81,6 @@ def train(config: Config, directory: epath.Path) -> int:
     abstract = jax.eval_shape(lambda: init_state(config, log_prior))
     sharding = shardings(abstract, mesh)
     checkpoints = Checkpoints(directory, config.checkpoint)
-    batches = pipeline.batches(
-        corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, jax.process_index(), jax.process_count()
-    )
     try:
         if saved is None:
             state, start = jax.jit(lambda: init_state(config, log_prior), out_shardings=sharding)(), 0
@@ -163,9 +163,10 @@ class Loop:
         if not all(map(math.isfinite, values.values())):
             self.checkpoints.wait()
             saved = self.checkpoints.latest_step()
+            what = "loss" if not math.isfinite(values["loss"]) else "gradient"
             raise UserError(
-                f"the {'loss' if not math.isfinite(values['loss']) else 'gradient'} is not finite at step {step}; the last good checkpoint is step "
-                f"{saved if saved is not None else 'none'}: lower optim.learning_rate = {self.config.optim.learning_rate}, or set optim.clip_norm."
+                f"the {what} is not finite at step {step}, and {f'the last checkpoint is step {saved}' if saved is not None else 'nothing is saved yet'}: "
+                f"train in another workdir with lower rates than optim.learning_rate = {self.config.optim.learning_rate}, or with optim.clip_norm."
             )
         return values
 

@@ -57,7 +57,8 @@ def loss(
     mask_key, time_key, noise_key, drop_key = jax.random.split(key, 4)
     given = masks.given_mask(mask_key, batch, length, t.given_fraction, t.prefix_fraction)
     u, whole = masks.warped_times(time_key, batch, length, t.position_sigma_fraction)
-    sigma = jax.lax.stop_gradient(sampling_warp.sigma(u))
+    # The barrier keeps XLA from drawing the masks and levels again inside every loop over the vocabulary that needs them.
+    given, sigma, whole = jax.lax.optimization_barrier((given, jax.lax.stop_gradient(sampling_warp.sigma(u)), whole))
     if t.position_sigma_fraction == 0:
         sigma = sigma[:, 0]
 

@@ -10,6 +10,8 @@ from cdcd_jax.config import Config, UserError, from_dict, to_json
 from cdcd_jax.data import tokenizers
 from cdcd_jax.training.checkpoint import read_json
 
+# What a start that was killed may have left behind; no run's work is in it.
+BEGINNINGS = ("tokenizer", "config.json.partial", "config.json.writable")
 # What may differ when a run goes on: none of these changes what a step computes, but for how long the schedule is.
 MAY_CHANGE = ("train.num_steps", "checkpoint.", "log.", "mesh.", "sample.")
 
@@ -27,7 +29,7 @@ def prepare(workdir: epath.Path, config: Config) -> bool:
         if (workdir / "config.json").exists():
             _compare(workdir, config)
             return True
-        if workdir.exists() and any(workdir.iterdir()):
+        if workdir.exists() and any(path.name not in BEGINNINGS for path in workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and holds no run (no config.json); name a new folder as --workdir.")
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / "config.json.writable"
