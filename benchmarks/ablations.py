@@ -1,4 +1,4 @@
-"""python -m benchmarks.ablations --steps=4000 --seeds=3 --output=docs/ablations.jsonl [--only=NAME,...]: what each ingredient of the demo is worth.
+"""python -m benchmarks.ablations --steps=2200 --seeds=3 --output=docs/ablations.jsonl [--only=NAME,...]: what each ingredient of the demo is worth.
 
 Trains the recipe of a config, and the recipe with each ingredient taken away alone, at equal steps, several seeds each, and scores all on the
 held-out text in the same way. A finished run is a line of the output file; runs that are there already, with the same recipe and steps, are not done

@@ -62,9 +62,11 @@ def start(config: Config) -> tuple[Step, TrainState, Mesh]:
 
 def of_pair(pair: Pair, reference: str, **details: Any) -> Result:
     """The ratio of a pair, with the seconds behind it."""
-    low, high = pair.quartiles
-    both = {"seconds": statistics.median(pair.measured), "reference_seconds": statistics.median(pair.reference)}
-    return Result(pair.ratio, "ratio", reference, both | {"quartiles": [low, high], "repeats": len(pair.measured)} | details)
+    both = {"seconds": statistics.median(pair.measured), "reference_seconds": statistics.median(pair.reference), "repeats": len(pair.measured)}
+    spread: dict[str, Any] = {"quartiles": list(pair.quartiles)}
+    if jax.default_backend() == "cpu":
+        spread["cpu_ratio"] = pair.cpu_ratio
+    return Result(pair.ratio, "ratio", reference, spread | both | details)
 
 
 def train_step_ratio(config: Config, repeats: int, num_steps: int) -> Result:

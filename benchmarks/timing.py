@@ -9,15 +9,22 @@ import jax
 
 
 class Pair(NamedTuple):
-    """Seconds of each call of the thing measured and of its reference, in the order of the repeats."""
+    """Seconds of each call of the thing measured and of its reference, in the order of the repeats: wall time, and processor time of this process."""
 
     measured: list[float]
     reference: list[float]
+    measured_cpu: list[float]
+    reference_cpu: list[float]
 
     @property
     def ratio(self) -> float:
-        """The ratio of the medians."""
+        """The ratio of the medians of wall time."""
         return statistics.median(self.measured) / statistics.median(self.reference)
+
+    @property
+    def cpu_ratio(self) -> float:
+        """The ratio of the medians of processor time, which others on the machine hardly disturb; of use only where the device is the processor."""
+        return statistics.median(self.measured_cpu) / statistics.median(self.reference_cpu)
 
     @property
     def quartiles(self) -> tuple[float, float]:
@@ -29,11 +36,11 @@ class Pair(NamedTuple):
         return low, high
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """The wall time of a call, until all that it returns is computed."""
-    began = time.perf_counter()
+def seconds(call: Callable[[], Any]) -> tuple[float, float]:
+    """(wall time, processor time of all threads) of a call, until all that it returns is computed."""
+    began, cpu_began = time.perf_counter(), time.process_time()
     jax.block_until_ready(call())
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - cpu_began
 
 
 def in_turn(measured: Callable[[], Any], reference: Callable[[], Any], repeats: int, warm_up: int) -> Pair:
@@ -41,9 +48,11 @@ def in_turn(measured: Callable[[], Any], reference: Callable[[], Any], repeats: 
     for call in (measured, reference):
         for _ in range(warm_up):
             jax.block_until_ready(call())
-    pair = Pair([], [])
+    pair = Pair([], [], [], [])
     for repeat in range(repeats):
-        order = ((measured, pair.measured), (reference, pair.reference))
-        for call, times in order if repeat % 2 == 0 else order[::-1]:
-            times.append(seconds(call))
+        order = ((measured, pair.measured, pair.measured_cpu), (reference, pair.reference, pair.reference_cpu))
+        for call, wall_times, cpu_times in order if repeat % 2 == 0 else order[::-1]:
+            wall, cpu = seconds(call)
+            wall_times.append(wall)
+            cpu_times.append(cpu)
     return pair

@@ -18,7 +18,7 @@ METRICS = flags.DEFINE_list("metrics", ["nll", "entropy"], "nll: the held-out bo
 SPLIT = flags.DEFINE_string("split", "valid", "valid or train.")
 DRAWS = flags.DEFINE_integer("draws", 4, "Noise levels for each sequence scored.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "Samples drawn for entropy.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
 
 
 def nll(run: Run) -> tuple[str, dict[str, Any]]:
@@ -36,6 +36,8 @@ KNOWN = {"nll": nll, "entropy": entropy}
 
 
 def main() -> int:
+    if not METRICS.value:
+        raise UserError(f"--metrics names no metric{did_you_mean('', KNOWN)}.")
     for name in METRICS.value:
         if name not in KNOWN:
             raise UserError(f"unknown metric {name!r}{did_you_mean(name, KNOWN)}.")
@@ -48,8 +50,11 @@ def main() -> int:
     for metric in METRICS.value:
         name, values = KNOWN[metric](run)
         path = run.workdir / "eval" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(values, indent=2) + "\n")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(values, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"{error.filename or path} cannot be written ({error.strerror or error}).") from error
         for key, value in values.items():
             if not isinstance(value, list):
                 table.add_row(f"{metric} {key}", f"{value:.4f}" if isinstance(value, float) else str(value))

@@ -21,7 +21,7 @@ SOLVER = flags.DEFINE_string("solver", None, "euler or heun (default: the config
 SCORE_TEMPERATURE = flags.DEFINE_float("score_temperature", None, "Below 1: sharper samples (default: the config's).")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance on the given tokens; 1 is none (default: the config's).")
 INITIAL_NOISE_SCALE = flags.DEFINE_float("initial_noise_scale", None, "Scale of the first noise (default: the config's).")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
 OUTPUT = flags.DEFINE_string("output", None, "A .jsonl file for the samples (default: WORKDIR/samples/samples.jsonl).")
 TRAJECTORY = flags.DEFINE_string("trajectory", None, "Also write the first sample's path from noise to text to this .json file.")
 
@@ -39,15 +39,15 @@ def main() -> int:
     run = load_run(WORKDIR.value)
     samples = run.sample(NUM_SAMPLES.value, **where, **settings)
     path = epath.Path(OUTPUT.value) if OUTPUT.value else run.workdir / "samples" / "samples.jsonl"
+    for sample in samples:
+        print(sample.text, end="\n\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples))
         if TRAJECTORY.value:
             write_whole(epath.Path(TRAJECTORY.value), json.dumps(run.trajectory(**where, **settings), ensure_ascii=False))
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}).") from error
-    for sample in samples:
-        print(sample.text, end="\n\n")
+        raise UserError(f"{error.filename or path} cannot be written ({error.strerror or error}).") from error
     console.print(f"{len(samples)} samples at step {run.step:,}, {samples[0].nfe} denoiser calls each: {path}", soft_wrap=True)
     return 0
 

@@ -1,9 +1,10 @@
 """A user's mistakes at the real doors: one line that says what is wrong, an exit code that is not 0, and nothing overwritten."""
 
 import dataclasses
+import itertools
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,6 +19,7 @@ class Place:
     """A folder with a corpus, a finished run of it, and what goes wrong with them."""
 
     folder: pathlib.Path
+    count: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
     @property
     def corpus(self) -> pathlib.Path:
@@ -42,7 +44,7 @@ class Place:
 
     def fresh(self, source: pathlib.Path | str | None = None, **changes: Any) -> tuple[str, list[str]]:
         """The same into a workdir that is not there, and must not be there afterwards unless it is a run's."""
-        return self.train(self.folder / "fresh" / str(len(list((self.folder / "fresh").iterdir())) + 1), source, **changes)
+        return self.train(self.folder / "fresh" / str(next(self.count)), source, **changes)
 
     def sample(self, *flags: str, workdir: pathlib.Path | None = None) -> tuple[str, list[str]]:
         return "sample", [f"--workdir={workdir or self.run}", *flags]
@@ -150,7 +152,7 @@ CASES: dict[str, Case] = {
         lambda p: p.train(p.damaged("damaged_train"), train__num_steps=30), "damaged_train/checkpoints/20 cannot be read ("
     ),
     # The loss
-    "no number": (lambda p: p.fresh(optim__learning_rate=1e30), "is not finite at step 2; the last good checkpoint is step none: lower optim.learning_rate"),
+    "no number": (lambda p: p.fresh(optim__learning_rate=1e30), "is not finite at step 2, and nothing is saved yet: train in another workdir with lower rates"),
     # Sampling
     "sample: no such run": (lambda p: p.sample(workdir=p.folder / "nowhere"), "nowhere is not a run's workdir: it has no config.json."),
     "sample: not a run": (lambda p: p.sample(workdir=p.folder), "is not a run's workdir: it has no config.json."),
@@ -163,15 +165,17 @@ CASES: dict[str, Case] = {
     "sample: no number of steps": (lambda p: p.sample("--num_steps=many"), "flag --num_steps=many"),
     "sample: temperature": (lambda p: p.sample("--score_temperature=0"), "score_temperature must be above 0, not 0.0."),
     "sample: guidance": (lambda p: p.sample("--guidance=-1"), "guidance must be 0 or more (1 is none), not -1.0."),
-    "sample: long prompt": (lambda p: p.sample("--prompt=the cat is black"), "the prompt leaves nothing to generate: it fills the whole sequence."),
+    "sample: long prompt": (lambda p: p.sample("--prompt=the cat is black"), "the prompt fills all 16 tokens of a sequence and leaves nothing to generate"),
     "sample: longer prompt": (lambda p: p.sample("--prompt=the cat is black."), "the prompt takes 17 tokens, and this model's sequences have 16"),
     "sample: unknown letters": (lambda p: p.sample("--prompt=THE cat"), "the char tokenizer lacks the characters 'E' 'H' 'T'"),
     "sample: unknown letters in a template": (lambda p: p.sample("--template=a [4]!"), "the char tokenizer lacks the characters '!'"),
     "sample: a prompt and a template": (lambda p: p.sample("--prompt=a", "--template=a [2]"), "give a prompt or a template, not both"),
-    "sample: long template": (lambda p: p.sample("--template=a [20] cat"), "the template takes 26 tokens, and this model's sequences have 16"),
-    "sample: endless blank": (lambda p: p.sample(f"--template=a [{10**15}]"), "this model's sequences have 16"),
-    "sample: no blank": (lambda p: p.sample("--template=a cat"), "the template leaves nothing to generate: it has no blank such as [8]."),
-    "sample: empty template": (lambda p: p.sample("--template="), "the template leaves nothing to generate"),
+    "sample: long template": (lambda p: p.sample("--template=a [20] cat"), "the blanks of the template take 20 tokens, and this model's sequences have 16"),
+    "sample: template of many words": (lambda p: p.sample("--template=the cat is [4] or black"), "the template takes 24 tokens, and this model's"),
+    "sample: endless blank": (lambda p: p.sample("--template=a [999999999]"), "take 999999999 tokens, and this model's sequences have 16"),
+    "sample: blank beyond all numbers": (lambda p: p.sample(f"--template=a [{'9' * 5000}]"), "of the template is no whole number of tokens"),
+    "sample: no blank": (lambda p: p.sample("--template=a cat"), "leaves nothing to generate: it has no blank such as [8]."),
+    "sample: empty template": (lambda p: p.sample("--template="), "leaves nothing to generate"),
     "sample: empty blank": (lambda p: p.sample("--template=a [] cat"), "the blank '[]' of the template is no whole number of tokens"),
     "sample: blank of nothing": (lambda p: p.sample("--template=a [0] cat"), "the blank '[0]' of the template is no whole number of tokens"),
     "sample: blank of words": (lambda p: p.sample("--template=a [two] cat"), "the blank '[two]' of the template is no whole number of tokens"),
@@ -179,7 +183,8 @@ CASES: dict[str, Case] = {
     "sample: output": (lambda p: p.sample("--num_samples=1", f"--output={p.corpus}/x.jsonl"), "x.jsonl cannot be written ("),
     # Scoring
     "evaluate: unknown metric": (lambda p: p.evaluate("--metrics=nll,entrpy"), "unknown metric 'entrpy' (did you mean \"entropy\"?)."),
-    "evaluate: no metric": (lambda p: p.evaluate("--metrics="), "unknown metric ''"),
+    "evaluate: no metric": (lambda p: p.evaluate("--metrics="), "--metrics names no metric (known: entropy, nll)."),
+    "evaluate: seed": (lambda p: p.evaluate("--seed=-1"), "flag --seed=-1: "),
     "evaluate: unknown split": (lambda p: p.evaluate("--split=test"), "unknown split 'test'"),
     "evaluate: no draws": (lambda p: p.evaluate("--draws=0"), "draws must be at least 1, not 0."),
     "evaluate: no samples": (lambda p: p.evaluate("--metrics=entropy", "--num_samples=0"), "num_samples must be at least 1, not 0."),
@@ -209,24 +214,26 @@ def ended(place: Place, request: pytest.FixtureRequest) -> dict[str, "Future[tup
     """Each case that is asked for, run in the background, two at a time: how it ended, and whether all files stayed as they were."""
     asked = [item.callspec.params["name"] for item in request.session.items if getattr(item, "originalname", "") == "test_one_line_and_nothing_overwritten"]
 
-    def run(call: list[str]) -> tuple[forked.Ended, bool]:
-        workdir = next((pathlib.Path(flag.partition("=")[2]) for flag in call if flag.startswith("--workdir=")), pathlib.Path("none"))
+    def run(name: str) -> tuple[forked.Ended, bool]:
+        call = place.flat(CASES[name][0](place))
+        workdir = next((pathlib.Path(flag.partition("=")[2]) for flag in call if flag.startswith("--workdir=")), place.run)
         inside = workdir if workdir != place.folder and workdir.is_dir() else place.run
         before = snapshot(inside)
         result = forked.door(*call)
-        return result, {name: before[name] for name in before} == {name: value for name, value in snapshot(inside).items() if name in before}
+        after = snapshot(inside)
+        return result, all(after.get(path) == state for path, state in before.items())
 
-    return {name: forked.POOL.submit(run, place.flat(CASES[name][0](place))) for name in asked}
+    return {name: forked.POOL.submit(run, name) for name in asked}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_one_line_and_nothing_overwritten(name: str, ended: dict[str, "Future[tuple[forked.Ended, bool]]"]) -> None:
     result, unchanged = ended[name].result()
-    lines = result.stderr.splitlines()
-    assert result.code not in (0, None), f"it ended with {result.code}: {result.stderr}"
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
-    assert CASES[name][1] in lines[0]
-    assert result.code == 2 and result.stdout == ""
+    *before, last = result.stderr.splitlines() or [""]
+    assert result.code == 2, f"it ended with {result.code}: {result.stderr}"
+    assert last.startswith("error: ") and CASES[name][1] in last, result.stderr
+    assert all(line.startswith(("training ", "sampling ")) for line in before), result.stderr  # progress, where it took that long
+    assert last.endswith((".", "'")) or "Did you mean" in last
     assert unchanged
 
 

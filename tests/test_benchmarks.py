@@ -22,8 +22,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def test_ratio_is_that_of_medians_and_quartiles_are_of_each_repeat() -> None:
-    pair = timing.Pair([4.0, 6.0, 100.0], [2.0, 3.0, 4.0])
+    pair = timing.Pair([4.0, 6.0, 100.0], [2.0, 3.0, 4.0], [3.0, 3.0, 3.0], [1.0, 1.0, 9.0])
     assert pair.ratio == 2.0
+    assert pair.cpu_ratio == 3.0
     assert pair.quartiles == (2.0, 13.5)
 
 
@@ -31,7 +32,7 @@ def test_both_are_timed_in_turn_and_warm_up_is_not_counted() -> None:
     calls: list[str] = []
     pair = timing.in_turn(lambda: calls.append("m"), lambda: calls.append("r"), repeats=3, warm_up=2)
     assert "".join(calls) == "mmrr" + "mr" + "rm" + "mr"
-    assert len(pair.measured) == len(pair.reference) == 3
+    assert [len(times) for times in pair] == [3, 3, 3, 3]
 
 
 def captured(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., Any], num_steps: int = 0) -> tuple[Callable[[], Any], Callable[[], Any]]:
@@ -40,7 +41,7 @@ def captured(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., Any], num_s
 
     def keep(measured: Callable[[], Any], reference: Callable[[], Any], repeats: int, warm_up: int) -> timing.Pair:
         found.extend((measured, reference))
-        return timing.Pair([1.0], [1.0])
+        return timing.Pair([1.0], [1.0], [1.0], [1.0])
 
     monkeypatch.setattr(ratios, "in_turn", keep)
     measure(tiny.config(), 1, num_steps)

@@ -1,0 +1,151 @@
+"""The plan of the house, read from the source: imports run one way, signs re-export nothing, and no error is swallowed."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "cdcd_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# What each room may import from besides itself. Whatever lies in the package's own folder but config is a door, and may import everything.
+ROOMS: dict[str, set[str]] = {
+    "config": set(),
+    "data": {"config"},
+    "model": set(),
+    "diffusion": set(),
+    "parallel": {"config"},
+    "training": {"config", "data", "model", "diffusion", "parallel"},
+    "evaluation": {"config", "data", "model", "diffusion", "parallel", "training"},
+    "reporting": {"config", "data", "model", "diffusion", "parallel", "training", "evaluation"},
+}
+FORBIDDEN = {"diffusion": {"flax", "optax", "ml_collections"}, "data": {"jax", "flax"}, "reporting": {"jax", "flax"}}
+
+
+def name_of(file: Path) -> str:
+    return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of(module: str) -> str:
+    """The room of a module of the package; "" for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imported(tree: ast.AST, module: str) -> Iterator[str]:
+    """The full names that a module imports, wherever in the file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = module.split(".")[: -node.level] if node.level else []
+            base = ".".join([*parts, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def import_faults(source: str, module: str) -> list[str]:
+    """What a module imports that its room may not."""
+    room, found = room_of(module), []
+    for name in imported(ast.parse(source), module):
+        top = name.split(".")[0]
+        if top in FORBIDDEN.get(room, set()):
+            found.append(f"{module} imports {name}")
+        if top == "cdcd_jax" and room in ROOMS and room_of(name) not in ROOMS[room] | {room}:
+            found.append(f"{module} imports {name}")
+    return found
+
+
+def other_faults(source: str, module: str) -> list[str]:
+    """Errors swallowed whole, and config keys read with a silent default."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type else "everything"
+            if node.type is None or {"Exception", "BaseException"} & {part.strip(" ()") for part in caught.split(",")}:
+                found.append(f"{module}:{node.lineno} catches {caught}")
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            default = isinstance(node.func, ast.Attribute) and node.func.attr == "get" and "requests" not in called
+            if (default and (module == "cdcd_jax.config" or "config" in called)) or (
+                called == "getattr" and len(node.args) == 3 and "config" in ast.unparse(node.args[0])
+            ):
+                found.append(f"{module}:{node.lineno} reads a config with a default: {ast.unparse(node)}")
+    return found
+
+
+def test_there_is_something_to_read() -> None:
+    """Every room of the plan exists, and every folder is a room of the plan."""
+    assert {room for room in ROOMS if room != "config"} == {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
+    assert len(FILES) > 30
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_run_one_way(file: Path) -> None:
+    assert import_faults(file.read_text(), name_of(file)) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_no_error_is_swallowed_and_no_config_key_has_a_silent_default(file: Path) -> None:
+    assert other_faults(file.read_text(), name_of(file)) == []
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*/__init__.py")), ids=name_of)
+def test_a_rooms_sign_is_a_docstring_and_nothing_else(file: Path) -> None:
+    body = ast.parse(file.read_text()).body
+    assert len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and len(str(body[0].value.value)) > 40
+
+
+def test_the_package_exports_load_run_alone() -> None:
+    body = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    assert [ast.unparse(node) for node in body[1:]] == ["from cdcd_jax.run import load_run", "__all__ = ['load_run']"]
+
+
+def test_every_module_says_what_it_is_and_none_is_named_utils() -> None:
+    for file in FILES:
+        assert ast.get_docstring(ast.parse(file.read_text())), file
+        assert file.stem not in ("utils", "util", "helpers", "misc", "common")
+
+
+def test_one_maker_of_denoisers() -> None:
+    """kernel.make_denoise is called in one place, and the network is applied in one place: no room can go round the kernel."""
+    called = {"kernel.make_denoise": set(), "network.apply": set()}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                for known in called:
+                    if name == known or (name.endswith(".apply") and known == "network.apply"):
+                        called[known].add(name_of(file))
+    assert called == {"kernel.make_denoise": {"cdcd_jax.training.loss"}, "network.apply": {"cdcd_jax.training.step"}}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("cdcd_jax.diffusion.kernel", "import flax.linen as nn"),
+        ("cdcd_jax.diffusion.kernel", "from cdcd_jax.config import Config"),
+        ("cdcd_jax.diffusion.kernel", "from cdcd_jax import config"),
+        ("cdcd_jax.diffusion.kernel", "from ..model import denoiser"),
+        ("cdcd_jax.model.layers", "def f():\n    from cdcd_jax.diffusion import kernel"),
+        ("cdcd_jax.training.loss", "import cdcd_jax.evaluation.metrics"),
+        ("cdcd_jax.data.sources", "from cdcd_jax.training import loop"),
+        ("cdcd_jax.data.sources", "import jax.numpy as jnp"),
+        ("cdcd_jax.evaluation.model", "from cdcd_jax import load_run"),
+        ("cdcd_jax.config", "from cdcd_jax.data import sources"),
+    ],
+)
+def test_these_imports_would_be_found(module: str, source: str) -> None:
+    assert import_faults(source, module)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "try:\n    f()\nexcept:\n    pass",
+        "try:\n    f()\nexcept Exception as error:\n    pass",
+        "try:\n    f()\nexcept (OSError, Exception):\n    pass",
+        "config.get('width', 3)",
+        "getattr(config.model, 'width', 3)",
+    ],
+)
+def test_these_faults_would_be_found(source: str) -> None:
+    assert other_faults(source, "cdcd_jax.training.loop")
