@@ -181,6 +181,7 @@ CHOICES = {
     "diffusion.warp_axis": ("linear", "log"),
     "optim.name": ("adam", "muon"),
     "optim.decay": ("none", "linear", "cosine"),
+    "sample.solver": ("euler", "heun"),
 }
 POSITIVE = (
     "data.vocab_size data.sequence_length model.num_layers model.width model.num_heads model.mlp_width model.embedding_dim model.embedding_std "
@@ -216,13 +217,21 @@ def check(config: Config) -> None:
         value = _get(config, path)
         if not 0 <= value <= 1:
             raise UserError(f"config key {path!r} must lie in [0, 1], not {value!r}.")
-    if config.diffusion.sigma_max <= config.diffusion.sigma_min:
+    for path in ("optim.clip_norm", "optim.warmup_steps", "diffusion.warp_floor"):
+        if not _get(config, path) >= 0:
+            raise UserError(f"config key {path!r} must be 0 or more, not {_get(config, path)!r}.")
+    if round(config.train.position_sigma_fraction * config.train.batch_size) == config.train.batch_size:
+        raise UserError(
+            f"train.position_sigma_fraction = {config.train.position_sigma_fraction} leaves no example of train.batch_size = "
+            f"{config.train.batch_size} with one noise level, and those alone fit the warp: lower it, or take a larger batch."
+        )
+    if config.log.probe_sequences < 2:
+        raise UserError(f"config key 'log.probe_sequences' must be at least 2, not {config.log.probe_sequences}: one has no standard error.")
+    if not config.diffusion.sigma_max > config.diffusion.sigma_min:
         raise UserError(f"config key 'diffusion.sigma_max' must exceed sigma_min = {config.diffusion.sigma_min}, not {config.diffusion.sigma_max}.")
     if config.model.width % (2 * config.model.num_heads):
         raise UserError(f"config key 'model.width' must be a multiple of 2 x num_heads = {2 * config.model.num_heads}, not {config.model.width}.")
     if config.train.self_conditioning and config.train.batch_size % 2:
         raise UserError(f"config key 'train.batch_size' must be even with self-conditioning (half of the batch is), not {config.train.batch_size}.")
-    if config.train.position_sigma_fraction == 1:
-        raise UserError("config key 'train.position_sigma_fraction' must be below 1: examples with one noise level alone fit the warp.")
     if config.model.convolution_width % 2 == 0 and config.model.convolution_width:
         raise UserError(f"config key 'model.convolution_width' must be odd, or 0 for none, not {config.model.convolution_width}.")

@@ -15,6 +15,11 @@ from cdcd_jax.config import Config, UserError, defaults, did_you_mean
 from cdcd_jax.parallel.hosts import keep_freed_memory
 
 USER_MISTAKE, INTERRUPTED = 2, 130
+# What Python code that a user wrote, a config file, may raise.
+MISTAKES_IN_A_FILE = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError, SyntaxError, TypeError,
+    ValueError, UserError,
+)  # fmt: skip
 
 
 def run(main: Callable[[], int]) -> None:
@@ -40,7 +45,7 @@ def run(main: Callable[[], int]) -> None:
         except UserError as error:
             fail(error)
         except KeyboardInterrupt:
-            print("interrupted before there was anything to save.", file=sys.stderr)
+            print("interrupted.", file=sys.stderr)
             code = INTERRUPTED
         sys.exit(code)
 
@@ -63,7 +68,7 @@ def check_config(argv: list[str]) -> None:
                 found = runpy.run_path(path)
                 if "get_config" in found:
                     found["get_config"](*([choice] if colon else []))
-            except Exception as error:  # whatever the file raises is a mistake in it
+            except MISTAKES_IN_A_FILE as error:
                 lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
                 line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
                 where = f" in line {line}" if line else ""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from cdcd_jax.config import Config, SampleConfig
+from cdcd_jax.config import Config, SampleConfig, UserError
 from cdcd_jax.data import pipeline
 from cdcd_jax.evaluation import generate, metrics
 from cdcd_jax.evaluation.generate import Sample
@@ -33,9 +33,12 @@ class Run:
         return self.model.step
 
     def corpus(self) -> pipeline.Corpus:
-        """The run's text as it stands now, tokenised; read on first use. UserError when it cannot be read any more."""
+        """The run's text, tokenised; read on first use. UserError when it cannot be read any more, or is not what the run was trained on."""
         if self._corpus is None:
-            self._corpus = pipeline.load_corpus(self.config.data, self.model.tokenizer)
+            corpus = pipeline.load_corpus(self.config.data, self.model.tokenizer)
+            if corpus.fingerprint != self.model.data_fingerprint:
+                raise UserError(f"{self.config.data.source!r} is not the text that {self.workdir} was trained on: its held-out part is another.")
+            self._corpus = corpus
         return self._corpus
 
     def sample(

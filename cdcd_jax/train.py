@@ -1,5 +1,7 @@
 """python -m cdcd_jax.train --config=configs/demo.py --workdir=runs/demo [--config.train.num_steps=200 ...]: trains a run, or goes on with it."""
 
+import errno
+
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
@@ -18,9 +20,10 @@ def main() -> int:
     try:
         return train(from_dict(CONFIG.value), workdir)
     except OSError as error:  # a full disk, or a folder that may not be written any more
-        if error.filename is None or not str(error.filename).startswith(str(workdir)):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # a write to an open file does not name it
+        if not full and not str(error.filename or "").startswith(str(workdir)):
             raise
-        raise UserError(f"{error.filename} cannot be written ({error.strerror}).") from error
+        raise UserError(f"{error.filename or workdir} cannot be written ({error.strerror}); what was saved before is whole.") from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What telemetry and scoring measure, computed again in plain numpy, in float64, from the equations (method of docs/DESIGN.md, sections 1 to 4 and 10)."""
+"""What telemetry and scoring measure, computed again in plain numpy, in float64, from the equations of docs/DESIGN.md."""
 
 from typing import Any, NamedTuple
 
@@ -88,7 +88,8 @@ def measure(model: Model, tokens: np.ndarray, u: np.ndarray, key: jax.Array) -> 
         mean = softmax(logits) @ table
         for _ in range(2):
             features = np.concatenate([mean, np.zeros_like(x), np.ones((*tokens.shape, 1)), previous], axis=-1)
-            answer = logits + np.asarray(network(model.params["denoiser"], jnp.asarray(features, jnp.float32), jnp.asarray(sigma[:, None], jnp.float32)))
+            inputs = (jnp.asarray(a, jnp.float32) for a in (features, sigma[:, None]))
+            answer = logits + np.asarray(network(model.params["denoiser"], *inputs))
             previous = softmax(answer) @ table
         return answer
 

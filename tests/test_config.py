@@ -79,7 +79,7 @@ def test_a_whole_number_serves_as_a_real_one():
         ("diffusion.sigma_max", 1.0, "must exceed sigma_min = 1.0, not 1.0"),
         ("model.width", 1000, "a multiple of 2 x num_heads = 32, not 1000"),
         ("train.batch_size", 7, "must be even with self-conditioning"),
-        ("train.position_sigma_fraction", 1.0, "must be below 1"),
+        ("train.position_sigma_fraction", 1.0, "leaves no example of train.batch_size"),
         ("model.convolution_width", 4, "must be odd, or 0 for none, not 4"),
         ("sample.num_steps", 0, "above 0, not 0"),
     ],

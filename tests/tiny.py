@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 import random
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdcd_jax.config import Config, defaults, from_dict
+from cdcd_jax.data.pipeline import unigram_log_probabilities
 from cdcd_jax.data.tokenizers import CharTokenizer
 from cdcd_jax.evaluation.model import Model
 from cdcd_jax.parallel.mesh import AXES, batch_sharding
@@ -70,7 +72,7 @@ def tokens(rows: int = 8) -> np.ndarray:
     return np.stack([TOKENIZER.encode(SENTENCES[i % len(SENTENCES)]) for i in range(rows)])
 
 
-LOG_PRIOR = np.log((np.bincount(tokens().reshape(-1), minlength=TOKENIZER.vocab_size) + 1.0) / (tokens().size + TOKENIZER.vocab_size)).astype(np.float32)
+LOG_PRIOR = unigram_log_probabilities(tokens().reshape(-1), TOKENIZER.vocab_size)
 
 
 def mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
@@ -134,10 +136,27 @@ def untrained() -> Model:
 
 @functools.cache
 def overfitted() -> Model:
-    """A model that knows the eight sentences by heart, trained once for all tests. The rows are shuffled, since only every other one conditions itself."""
+    """A model that knows the eight sentences by heart, trained once for all tests.
+
+    The rows are shuffled at each step, since every other one is conditioned on its own estimate.
+    """
     chosen = config(OVERFIT)
     work = trainer(chosen, mesh())
     rows, generator, state = tokens(chosen.train.batch_size), np.random.default_rng(0), work.init()
     for _ in range(chosen.train.num_steps):
         state, _ = work.step(state, work.batch(generator.permutation(rows)))
     return model(chosen, state)
+
+
+def snapshot(folder: pathlib.Path) -> dict[str, tuple[int, str]]:
+    """Every path below a folder with its time of change and its content."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        found[str(path.relative_to(folder))] = (path.stat().st_mtime_ns, content)
+    return found
+
+
+def largest(folder: pathlib.Path) -> pathlib.Path:
+    """The largest file below a folder; of a checkpoint, one with arrays in it."""
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array, Bool, Float, Int
 
-from cdcd_jax.config import Config
+from cdcd_jax.config import Config, UserError
 from cdcd_jax.data.tokenizers import Tokenizer, load
 from cdcd_jax.diffusion import kernel
 from cdcd_jax.diffusion.warp import Warp
@@ -28,6 +28,7 @@ class Model:
     params: dict[str, Any]
     log_prior: Float[Array, "V"]
     step: int
+    data_fingerprint: str = ""  # of the text that it was trained on
 
     @property
     def length(self) -> int:
@@ -51,10 +52,12 @@ def read_model(directory: epath.Path) -> Model:
         {"step": abstract.step, "ema": abstract.ema, "log_prior": abstract.log_prior},
     )
     try:
-        state = checkpoints.restore_part(wanted)
+        state, meta = checkpoints.restore_part(wanted)
     finally:
         checkpoints.close()
-    return Model(config, tokenizer, state["ema"], state["log_prior"], int(state["step"]))
+    if meta["tokenizer_fingerprint"] != tokenizer.fingerprint:
+        raise UserError(f"the tokenizer in {directory / 'tokenizer'} is not the one that this run was trained with: put that one back.")
+    return Model(config, tokenizer, state["ema"], state["log_prior"], int(state["step"]), meta["data_fingerprint"])
 
 
 def warp_of(model: Model, params: dict[str, Any]) -> Warp:

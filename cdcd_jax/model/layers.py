@@ -7,6 +7,7 @@ is that of the matrix products.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -25,7 +26,8 @@ class FourierFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, sigma: Float[Array, "B S"]) -> Float[Array, "B S C"]:
-        frequency = jax.random.normal(jax.random.key(0), (64,)) * 16.0  # fixed, not trained, the same in every run
+        # Fixed, not trained, and the same in every run: numpy's generator, because jax's depends on settings.
+        frequency = jnp.asarray(16.0 * np.random.default_rng(0).standard_normal(64), jnp.float32)
         angle = jnp.log(sigma)[..., None] / 4.0 * frequency.reshape(1, 1, -1)
         features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
         hidden = nn.gelu(nn.Dense(128, name="first")(features))

@@ -2,6 +2,8 @@
 
 import ctypes
 import sys
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 
 import jax
 
@@ -10,13 +12,14 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> None:
-    """On Linux with glibc and a CPU backend: lets the allocator keep what it frees instead of giving it back to the kernel.
+    """On Linux with glibc, where JAX will run on the CPU: lets the allocator keep what it frees instead of giving it back to the kernel.
 
     XLA's CPU client allocates its temporary buffers anew in every call, and by default each is mapped, faulted in and unmapped again; keeping them
     makes a train step of the demo 1.3 to 2 times faster (docs/RESULTS.md). Elsewhere this does nothing. Call it before the backend starts.
     """
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-    if not sys.platform.startswith("linux") or (platforms or "cpu") != "cpu":
+    accelerator = platforms != "cpu" if platforms else bool(entry_points(group="jax_plugins")) or find_spec("libtpu") is not None
+    if accelerator or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another C library

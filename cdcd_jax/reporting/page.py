@@ -14,6 +14,7 @@ from etils import epath
 from markupsafe import Markup
 
 from cdcd_jax.config import UserError
+from cdcd_jax.evaluation import templates
 from cdcd_jax.reporting import pictures
 from cdcd_jax.reporting.records import BOUND, QUALITY, Run, commands, load, training_seconds
 
@@ -104,8 +105,13 @@ def given_runs(sample: dict[str, Any]) -> list[tuple[str, bool]]:
     """A sample's text in runs of given (True) and sampled (False) text; unmarked when the given parts are not found in it."""
     text = sample["text"]
     if "template" in sample:
-        parts = re.split(r"(?<!\[)\[(\d+)\]", str(sample["template"]))  # literal, blank, literal, blank, ..., literal
-        literals, blanks = [part.replace("[[", "[") for part in parts[::2]], [0, *map(int, parts[1::2])]
+        literals, blanks = [""], [0]  # as many of both: each literal follows its blank
+        for part in templates.parse(str(sample["template"])):
+            if isinstance(part, int):
+                literals.append("")
+                blanks.append(part)
+            else:
+                literals[-1] += part
     elif "prompt" in sample:
         literals, blanks = [str(sample["prompt"])], [0]
     else:

@@ -20,7 +20,7 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.Path, config: CheckpointConfig, read_only: bool = False):
         """`read_only` for whoever only restores, perhaps while a trainer saves. Raises UserError if there is nothing to read."""
-        self.directory = workdir / "checkpoints"
+        self.directory = (workdir / "checkpoints").resolve()  # orbax takes absolute paths only
         if read_only and not self.directory.exists():
             raise UserError(f"there is no checkpoint in {workdir}: train first.")
         keep = None if read_only else config.keep_last
@@ -59,15 +59,19 @@ class Checkpoints:
             )
         return restored.state, restored.data, restored.meta
 
-    def restore_part(self, abstract: dict[str, Any]) -> dict[str, Any]:
-        """Only the named fields of the latest step's state, as `abstract` (a dict of them) describes, for sampling and scoring."""
+    def restore_part(self, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(state, meta) with only the named fields of the latest step's state, as `abstract` (a dict of them) describes."""
         step = self._latest()
         with self._readable(step):
+            self._check(step, abstract, whole=False)
             arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
             restored = self.manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(item=abstract, restore_args=arguments, partial_restore=True))
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(item=abstract, restore_args=arguments, partial_restore=True), meta=ocp.args.JsonRestore()
+                ),
             )
-        return restored.state
+        return restored.state, restored.meta
 
     def wait(self) -> None:
         """Returns when what was saved is on disk."""
@@ -83,14 +87,13 @@ class Checkpoints:
             raise UserError(f"there is no checkpoint in {self.directory}: train first.")
         return step
 
-    def _check(self, step: int, abstract: Any) -> None:
-        """orbax casts types without a word, so types and shapes are compared first."""
-        saved = self.manager.item_metadata(step)["state"]
-        if saved is None:
-            raise ValueError("its state is missing")
+    def _check(self, step: int, abstract: Any, whole: bool = True) -> None:
+        """orbax casts types without a word, so types and shapes are compared first; of the whole state, or of what `abstract` names of it."""
+        # Not the manager's own item_metadata, which knows nothing of what it has not itself saved or restored.
+        saved = ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / "state")
         found = {_name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in jax.tree_util.tree_leaves_with_path(saved.tree)}
         wanted = {_name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
-        for name in sorted(found.keys() | wanted.keys()):
+        for name in sorted(found.keys() | wanted.keys() if whole else wanted.keys()):
             if found.get(name) != wanted.get(name):
                 raise ValueError(f"{name} is {found.get(name, 'absent')} there, and {wanted.get(name, 'absent')} in this run")
 

@@ -62,6 +62,14 @@ def train(config: Config, directory: epath.Path) -> int:
     """
     there = workdir.prepare(directory, config)
     saved = newest_step(directory)
+    if there:
+        workdir.write_whole(directory / "config.json", to_json(config))
+        reached = workdir.last_step(directory / "metrics.jsonl")
+        if saved is None and reached > config.checkpoint.every_steps:
+            raise UserError(
+                f"{directory} has trained to step {reached:,} but holds no checkpoint: put its checkpoints/ back, or name another --workdir; "
+                "nothing was changed."
+            )
     if saved is not None and saved >= config.train.num_steps:
         console.print(f"{directory} is complete: {saved:,} steps of {config.train.num_steps:,} are done.", soft_wrap=True)
         return DONE
@@ -93,7 +101,6 @@ def train(config: Config, directory: epath.Path) -> int:
                     raise UserError(f"{directory} was trained with another {kind} than {config.data.source!r} gives now; nothing was changed.")
             batches.set_state(position)
             start = saved
-            workdir.write_whole(directory / "config.json", to_json(config))
             console.print(f"going on from step {start:,} of {directory}")
         for name in ("metrics.jsonl", "telemetry.jsonl"):
             workdir.cut_after(directory / name, start)
@@ -142,14 +149,14 @@ class Loop:
                     self.log(writer, done, values | {"tokens_per_second": speed, "seconds": now - began})
                     bar.update(done, f"{self.read_out}loss {values['loss']:.2f}  {speed:,.0f} tokens/s")
                     said, said_step, self.paused = now, done, 0.0
-                if done % c.log.probe_every_steps == 0 or last:
-                    self.probe(writer, done, state)
                 if done % c.checkpoint.every_steps == 0 or last:
                     self.check(done, metrics)
                     # The iterator's state is taken before the next batch is.
                     self.checkpoints.save(done, state, batches.get_state(), self.meta)
-                if last:
+                if stop.code is not None:
                     break
+                if done % c.log.probe_every_steps == 0 or last:
+                    self.probe(writer, done, state)
             writer.close()
             self.checkpoints.wait()
         if stop.code is not None and done < steps:
@@ -164,8 +171,9 @@ class Loop:
             self.checkpoints.wait()
             saved = self.checkpoints.latest_step()
             what = "loss" if not math.isfinite(values["loss"]) else "gradient"
+            there = f"the last checkpoint is step {saved}" if saved is not None else "nothing is saved yet"
             raise UserError(
-                f"the {what} is not finite at step {step}, and {f'the last checkpoint is step {saved}' if saved is not None else 'nothing is saved yet'}: "
+                f"the {what} is not finite at step {step}, and {there}: "
                 f"train in another workdir with lower rates than optim.learning_rate = {self.config.optim.learning_rate}, or with optim.clip_norm."
             )
         return values

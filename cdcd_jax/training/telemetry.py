@@ -18,16 +18,17 @@ from cdcd_jax.training.loss import Apply, make_denoise, make_warp
 
 PASSES = 2  # denoiser calls in scoring: with self-conditioning the second is fed the first's estimate
 BINS = 20
+BATCH = 64  # windows measured at once
 
 
 class Measured(NamedTuple):
     """Means over each sequence's positions, nats; one noise level per sequence."""
 
-    sigma: Float[Array, "B"]
-    diffusion: Float[Array, "B"]  # the bound's diffusion term
-    reconstruction: Float[Array, "B"]
-    cross_entropy: Float[Array, "B"]
-    local_cross_entropy: Float[Array, "B"]  # of the closed-form posterior of a single token, on the same noisy input
+    sigma: Any  # [B], arrays of jax or numpy, as all of these
+    diffusion: Any  # the bound's diffusion term
+    reconstruction: Any
+    cross_entropy: Any
+    local_cross_entropy: Any  # of the closed-form posterior of a single token, on the same noisy input
 
 
 Measure = Callable[[Any, Array, Array, Array, Array], Measured]
@@ -53,6 +54,20 @@ def make_measure(config: Config, apply: Apply) -> Measure:
     return measure
 
 
+def measure_all(
+    measure: Measure, params: Any, log_prior: Array, windows: Int[np.ndarray, "n L"], u: Float[np.ndarray, "n"], key: PRNGKeyArray
+) -> Measured:
+    """Measurements of any number of windows at their warped times u, a batch at a time so that memory does not grow with them."""
+    number = len(windows)
+    batch = min(BATCH, number)
+    rows: list[Measured] = []
+    for start in range(0, number, batch):
+        index = np.minimum(np.arange(start, start + batch), number - 1)  # the last batch is filled up with its last window
+        part = measure(params, log_prior, jnp.asarray(windows[index]), jnp.asarray(u[index], jnp.float32), jax.random.fold_in(key, start))
+        rows.append(jax.tree.map(lambda a, left=number - start: np.asarray(a)[:left], part))
+    return Measured(*(np.concatenate(field) for field in zip(*rows, strict=True)))
+
+
 def bound(config: Config, measured: Measured) -> tuple[float, float]:
     """The bound in nats per token and its standard error, from measurements whose u were spread evenly over [0, 1]."""
     per_sequence = np.asarray(measured.diffusion) + np.asarray(measured.reconstruction)
@@ -61,7 +76,7 @@ def bound(config: Config, measured: Measured) -> tuple[float, float]:
 
 
 def straightness(entropy: Float[np.ndarray, "K"]) -> float:
-    """How far entropy over evenly spaced u departs from the straight line through its ends: the largest distance over its range."""
+    """How far entropy over evenly spaced u departs from the straight line that fits it best: the largest distance over its range."""
     u = np.linspace(0.0, 1.0, len(entropy))
     slope, offset = np.polyfit(u, entropy, 1)
     return float(np.abs(entropy - (slope * u + offset)).max() / max(np.ptp(entropy), 1e-9))
@@ -79,7 +94,7 @@ def probe(
 ) -> dict[str, Any]:
     """One line of telemetry.jsonl, as docs/DESIGN.md section 9 lists it. tokens: held-out windows."""
     u = (np.arange(len(tokens)) + 0.5) / len(tokens)
-    measured = measure(params, log_prior, jnp.asarray(tokens), jnp.asarray(u, jnp.float32), key)
+    measured = measure_all(measure, params, log_prior, tokens, u, key)
     nats, error = bound(config, measured)
     bins = min(BINS, len(tokens))
     sigma = np.exp(binned(u, np.log(measured.sigma), bins))
@@ -118,9 +133,13 @@ def warp_picture(config: Config, params: Any) -> dict[str, Any]:
 def embedding_picture(params: Any) -> dict[str, Any]:
     """Quantiles (0, 25, 50, 75, 100 %) of the raw norms, and of the distance to the nearest other embedding over sqrt(2 D) (1: orthogonal)."""
     raw = params["embeddings"]["table"]
-    table = kernel.normalise(raw)
-    cosine = table @ table.T / table.shape[-1] - 2.0 * jnp.eye(table.shape[0])
-    nearest = jnp.sqrt(jnp.maximum(1.0 - cosine.max(axis=-1), 0.0))
+    table = np.asarray(kernel.normalise(raw)) / np.sqrt(raw.shape[-1])
+    closest = []
+    for start in range(0, len(table), 1024):  # in blocks: all pairs of a large vocabulary at once are gigabytes
+        cosine = table[start : start + 1024] @ table.T
+        cosine[np.arange(len(cosine)), start + np.arange(len(cosine))] = -1.0
+        closest.append(cosine.max(axis=-1))
+    nearest = jnp.sqrt(jnp.maximum(1.0 - np.concatenate(closest), 0.0))
     marks = jnp.linspace(0.0, 1.0, 5)
     return {
         "embedding_norm_quantiles": jnp.quantile(jnp.linalg.norm(raw, axis=-1), marks).tolist(),
@@ -142,6 +161,7 @@ def warnings(line: dict[str, Any]) -> list[str]:
             "orthogonal ones."
         )
     misfit = float(np.mean(np.abs(np.interp(line["sigma"], line["warp_sigma"], line["warp_entropy"]) - np.asarray(line["cross_entropy"]))))
-    if misfit > 0.15 * line["unigram_entropy"]:
+    # The warp is fitted to the training mix, part of whose tokens are given, so it always lies somewhat off what is measured with none given.
+    if misfit > 0.2 * line["unigram_entropy"]:
         said.append(f"the warp does not fit: its curve is {misfit:.2f} nats from the measured cross-entropy on average.")
     return said

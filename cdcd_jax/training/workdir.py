@@ -53,6 +53,15 @@ def write_whole(path: epath.Path, text: str) -> None:
     partial.replace(path)
 
 
+def last_step(path: epath.Path) -> int:
+    """The step of the last whole line of a .jsonl file; 0 when there is none."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    try:
+        return json.loads(lines[-1])["step"] if lines else 0
+    except ValueError as error:
+        raise UserError(f"the last line of {path} is damaged ({error}): mend or remove it.") from error
+
+
 def cut_after(path: epath.Path, step: int) -> None:
     """Drops the lines of a .jsonl file that are later than a step, and a last line that a kill left half-written."""
     if not path.exists():

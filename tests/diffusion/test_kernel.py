@@ -28,7 +28,8 @@ LEVELS = pytest.mark.parametrize("sigma", [PER_SEQUENCE, PER_POSITION], ids=["a 
 def mixing_network(features: Array, sigma: Array) -> Array:
     """A function in which every output hears every input and the noise level."""
     weights = jax.random.normal(KEYS[6], (features.shape[-1], V))
-    return jnp.tanh(features) @ weights + jnp.sin(features).sum(axis=(1, 2), keepdims=True) * weights[None, :1] + jnp.log(sigma)[..., None] * weights[None, :1]
+    everywhere = jnp.sin(features).sum(axis=(1, 2), keepdims=True) + jnp.log(sigma)[..., None]
+    return jnp.tanh(features) @ weights + everywhere * weights[None, :1]
 
 
 def maker(options: kernel.Options, network: Any = mixing_network, clean: Array | None = None) -> kernel.Denoise:

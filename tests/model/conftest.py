@@ -1,3 +1,5 @@
+"""What the tests of the networks share."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,10 @@ V, B, L, D = 7, 2, 6, 3
 
 
 def moved(params: dict) -> dict:
-    """Parameters away from their initial values, many of which are zero."""
+    """Parameters away from their initial values, many of which are zero; not so far that a softmax is certain, where gradients vanish."""
     leaves, tree = jax.tree.flatten(params)
     generator = np.random.default_rng(1)
-    return jax.tree.unflatten(tree, [leaf + jnp.asarray(0.3 * generator.normal(size=leaf.shape), jnp.float32) for leaf in leaves])
+    return jax.tree.unflatten(tree, [leaf + jnp.asarray(0.1 * generator.normal(size=leaf.shape), jnp.float32) for leaf in leaves])
 
 
 @pytest.fixture(scope="session")

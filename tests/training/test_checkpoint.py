@@ -1,7 +1,6 @@
 """Checkpoints: what comes back is what was saved, bit for bit, or an error that says what is wrong and changes nothing."""
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 import shutil
@@ -35,15 +34,6 @@ def assert_same(found: Any, expected: Any) -> None:
         np.testing.assert_array_equal(one, other, err_msg=jax.tree_util.keystr(path))
 
 
-def snapshot(folder: pathlib.Path) -> dict[str, tuple[int, str]]:
-    """Every path below a folder with its time of change and its content."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-        found[str(path.relative_to(folder))] = (path.stat().st_mtime_ns, content)
-    return found
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, dict[int, TrainState]]:
     """A workdir with the checkpoints of steps 2, 4 and 6, and those states. Read only."""
@@ -72,12 +62,12 @@ def opened(folder: pathlib.Path) -> Checkpoints:
 
 def refusal(folder: pathlib.Path, abstract: Any = None) -> str:
     """The sentence with which restoring is refused, once it is seen that nothing was changed."""
-    before = snapshot(folder)
+    before = tiny.snapshot(folder)
     checkpoints = opened(folder)
     with pytest.raises(UserError) as error:
         checkpoints.restore(tiny.shared_trainer().abstract if abstract is None else abstract)
     checkpoints.close()
-    assert snapshot(folder) == before
+    assert tiny.snapshot(folder) == before
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -116,7 +106,8 @@ def test_saving_in_the_background_is_not_disturbed_by_the_steps_after_it(tmp_pat
     checkpoints.close()
     assert under_way, "the save was over before the steps began: make the state larger"
     checkpoints = opened(tmp_path)
-    restored, _, _ = checkpoints.restore(jax.eval_shape(lambda: like))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    restored, _, _ = checkpoints.restore(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), jax.eval_shape(lambda: like)))
     checkpoints.close()
     for path, leaf in jax.tree_util.tree_leaves_with_path(restored):
         assert (np.asarray(leaf) == 1).all(), jax.tree_util.keystr(path)
@@ -168,11 +159,11 @@ def test_the_oldest_are_dropped(saved: tuple[pathlib.Path, dict[int, TrainState]
 
 def test_a_step_is_saved_once(workdir: pathlib.Path) -> None:
     """The last step may be one at which a checkpoint is due anyway."""
-    before = snapshot(workdir)
+    before = tiny.snapshot(workdir)
     checkpoints = opened(workdir)
     checkpoints.save(6, tiny.shared_trainer().init(), {}, {})
     checkpoints.close()
-    assert snapshot(workdir) == before
+    assert tiny.snapshot(workdir) == before
 
 
 def test_no_checkpoint(tmp_path: pathlib.Path) -> None:
@@ -194,16 +185,16 @@ def test_a_save_that_was_cut_short_does_not_count(saved: tuple[pathlib.Path, dic
     assert_same(state, saved[1][6])
 
 
-def largest(folder: pathlib.Path) -> pathlib.Path:
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+def halve(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 DAMAGE = {
     "the state is missing": lambda step: shutil.rmtree(step / "state"),
     "the arrays are missing": lambda step: [shutil.rmtree(path) for path in (step / "state").glob("*") if path.is_dir()],
-    "the largest file is missing": lambda step: largest(step).unlink(),
-    "the largest file is truncated": lambda step: largest(step).write_bytes(largest(step).read_bytes()[: largest(step).stat().st_size // 2]),
-    "the largest file is empty": lambda step: largest(step).write_bytes(b""),
+    "the largest file is missing": lambda step: tiny.largest(step).unlink(),
+    "the largest file is truncated": lambda step: halve(tiny.largest(step)),
+    "the largest file is empty": lambda step: tiny.largest(step).write_bytes(b""),
     "the manifest is missing": lambda step: [path.unlink() for path in step.rglob("manifest.ocdbt")],
     "the tree is garbage": lambda step: (step / "state" / "_METADATA").write_text("{"),
     "the data position is missing": lambda step: shutil.rmtree(step / "data"),
@@ -221,7 +212,7 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_changed(what: str, workdir
 
 
 def test_moving_it_away_helps(saved: tuple[pathlib.Path, dict[int, TrainState]], workdir: pathlib.Path) -> None:
-    largest(workdir / "checkpoints" / "6").unlink()
+    tiny.largest(workdir / "checkpoints" / "6").unlink()
     shutil.move(workdir / "checkpoints" / "6", workdir / "moved")
     checkpoints = opened(workdir)
     state, data, _ = checkpoints.restore(tiny.shared_trainer().abstract)
@@ -233,12 +224,12 @@ def test_moving_it_away_helps(saved: tuple[pathlib.Path, dict[int, TrainState]],
 def test_without_an_older_one_it_says_so(workdir: pathlib.Path) -> None:
     for step in ("2", "4"):
         shutil.rmtree(workdir / "checkpoints" / step)
-    largest(workdir / "checkpoints" / "6").unlink()
+    tiny.largest(workdir / "checkpoints" / "6").unlink()
     assert refusal(workdir).endswith("nothing was changed: there is no older one, so train again in another workdir.")
 
 
 def test_a_damaged_checkpoint_is_no_model_either(workdir: pathlib.Path) -> None:
-    largest(workdir / "checkpoints" / "6").unlink()
+    tiny.largest(workdir / "checkpoints" / "6").unlink()
     abstract = tiny.shared_trainer().abstract
     checkpoints = opened(workdir)
     with pytest.raises(UserError, match="cannot be read"):

@@ -15,7 +15,6 @@ import pytest
 
 from tests import tiny
 from tests.forked import ROOT
-from tests.training.test_checkpoint import snapshot
 
 STEPS, EVERY = 2000, 100
 CHANGES = {"train.num_steps": STEPS, "checkpoint.every_steps": EVERY}
@@ -156,10 +155,10 @@ def test_sigterm_saves_and_asks_to_be_started_again(story: Story) -> None:
 
 
 def test_a_finished_run_says_so_and_touches_nothing(story: Story) -> None:
-    before = snapshot(story.whole.workdir)
+    before = tiny.snapshot(story.whole.workdir)
     times = {path: os.stat(story.whole.workdir / path).st_mtime_ns for path in (".", "checkpoints")}
     life = story.whole.live()
     assert life.code == 0
     assert f"is complete: {STEPS:,} steps of {STEPS:,} are done." in life.stderr
-    assert snapshot(story.whole.workdir) == before
+    assert tiny.snapshot(story.whole.workdir) == before
     assert {path: os.stat(story.whole.workdir / path).st_mtime_ns for path in times} == times

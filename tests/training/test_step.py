@@ -15,8 +15,8 @@ from tests import tiny
 # Of the first three steps of the tiny config on the eight sentences.
 GOLDEN: list[dict[str, float]] = []
 CHANGED = (
-    "The step computes other numbers than it did. If you meant to change the method, the initialisation, the random streams or the tiny config, put the "
-    "new numbers into GOLDEN and say why in the commit; if not, this is a bug. A new version of JAX alone should stay within the tolerance."
+    "The step computes other numbers than it did. If you meant to change the method, the initialisation, the random streams or the tiny config, put "
+    "the new numbers into GOLDEN and say why in the commit; if not, this is a bug. A new version of JAX alone should stay within the tolerance."
 )
 
 
