@@ -50,7 +50,7 @@ def test_ctrl_c_before_the_loop_is_no_traceback(run_main, capsys):
         raise KeyboardInterrupt
 
     assert run_main(main) == 130
-    assert capsys.readouterr().err == "interrupted before there was anything to save.\n"
+    assert capsys.readouterr().err == "interrupted.\n"
 
 
 def test_a_bug_is_not_hidden(run_main):

@@ -88,6 +88,8 @@ def train(config: Config, directory: epath.Path) -> int:
     }
     abstract = jax.eval_shape(lambda: init_state(config, log_prior))
     sharding = shardings(abstract, mesh)
+    lock = contextlib.ExitStack()
+    lock.enter_context(workdir.locked(directory))
     checkpoints = Checkpoints(directory, config.checkpoint)
     try:
         if saved is None:
@@ -109,6 +111,7 @@ def train(config: Config, directory: epath.Path) -> int:
     finally:
         batches.close()
         checkpoints.close()
+        lock.close()
 
 
 class Loop:

@@ -1,7 +1,11 @@
 """A run's folder: config.json and tokenizer/ written once, and the checks that keep two runs from sharing it."""
 
+import contextlib
 import dataclasses
+import fcntl
+import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -44,6 +48,22 @@ def write(workdir: epath.Path, config: Config, tokenizer: tokenizers.Tokenizer) 
     """Writes the tokenizer, then config.json, whose presence makes the folder a run's workdir."""
     tokenizer.save(workdir / "tokenizer")
     write_whole(workdir / "config.json", to_json(config))
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.Path) -> Iterator[None]:
+    """Keeps a second trainer out of the workdir for as long as the block runs; the system lets go when the process dies, however it dies.
+
+    Raises UserError if another process trains there. Where files cannot be locked, as in a bucket, it does nothing.
+    """
+    with (workdir / "lock").open("a") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except io.UnsupportedOperation:
+            pass
+        except BlockingIOError as error:
+            raise UserError(f"another process is training in {workdir}: wait for it, or name another --workdir.") from error
+        yield
 
 
 def write_whole(path: epath.Path, text: str) -> None:

@@ -1,12 +1,9 @@
-"""A run from Python: opened in a line, with the averaged weights of its newest checkpoint; and one denoise function for all that use it."""
+"""A run from Python: opened in a line, with the averaged weights of its newest checkpoint."""
 
 import pathlib
 import shutil
-from collections import Counter
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -14,15 +11,9 @@ from etils import epath
 import cdcd_jax
 from cdcd_jax.config import CheckpointConfig, UserError, to_json
 from cdcd_jax.data.sources import fingerprint, load_text
-from cdcd_jax.diffusion import kernel
-from cdcd_jax.evaluation import generate, metrics
-from cdcd_jax.evaluation.model import Model
-from cdcd_jax.training import step as step_lib
-from cdcd_jax.training import telemetry
+from cdcd_jax.data.tokenizers import CharTokenizer
 from cdcd_jax.training import workdir as workdir_lib
 from cdcd_jax.training.checkpoint import Checkpoints
-from cdcd_jax.training.optim import make_optimizer
-from cdcd_jax.training.state import TrainState, init_state
 from tests import tiny
 
 
@@ -90,56 +81,27 @@ def test_what_is_no_run(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert not (tmp_path / "bare" / "checkpoints").exists()
 
 
+def test_another_tokenizer(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """One of the same size, whole in itself, with other characters."""
+    shutil.copytree(saved, tmp_path / "run")
+    CharTokenizer("".join(tiny.SENTENCES).replace("k", "K")).save(tmp_path / "run" / "tokenizer")
+    with pytest.raises(UserError, match="is not the one that this run was trained with"):
+        cdcd_jax.load_run(tmp_path / "run")
+
+
+def test_another_text(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """It would be scored on what may have been trained on."""
+    shutil.copytree(saved, tmp_path / "run")
+    (tmp_path / "other.txt").write_text(tiny.corpus().replace("black", "clack"))
+    text = (tmp_path / "run" / "config.json").read_text()
+    (tmp_path / "run" / "config.json").write_text(text.replace(str(saved.parent / "corpus.txt"), str(tmp_path / "other.txt")))
+    with pytest.raises(UserError, match="is not the text that .* was trained on"):
+        cdcd_jax.load_run(tmp_path / "run").corpus()
+
+
 def test_a_config_that_does_not_fit_the_weights(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
     shutil.copytree(saved, tmp_path / "other")
     text = (tmp_path / "other" / "config.json").read_text()
     (tmp_path / "other" / "config.json").write_text(text.replace('"mlp_width": 32', '"mlp_width": 48'))
     with pytest.raises(UserError, match="checkpoints/5 cannot be read"):
         cdcd_jax.load_run(tmp_path / "other")
-
-
-def test_training_sampling_scoring_and_the_probe_use_one_denoise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever reaches the network does so through kernel.make_denoise: seen by tracing each of them, which computes nothing."""
-    model, calls = tiny.untrained(), Counter[str]()
-    real, now, inside = kernel.make_denoise, "", 0
-
-    def make_denoise(network: Any, *arguments: Any) -> kernel.Denoise:
-        def counted(*inputs: Any) -> jax.Array:
-            nonlocal inside
-            inside += 1
-            answer = network(*inputs)
-            inside -= 1
-            return answer
-
-        calls[now] += 1
-        return real(counted, *arguments)
-
-    monkeypatch.setattr(kernel, "make_denoise", make_denoise)
-    network = step_lib.make_network
-
-    def watched(*arguments: Any) -> Any:
-        made = network(*arguments)
-
-        class Watched:
-            @staticmethod
-            def apply(*inputs: Any) -> jax.Array:
-                assert inside, f"{now} reaches the network past the kernel"
-                calls[f"{now}, network"] += 1
-                return made.apply(*inputs)
-
-        return Watched
-
-    monkeypatch.setattr(step_lib, "make_network", watched)
-    tokens, row = jnp.asarray(tiny.tokens()), jnp.zeros((2, tiny.LENGTH))
-    now = "training"
-    state = jax.eval_shape(lambda: init_state(model.config, model.log_prior))
-    jax.eval_shape(lambda s: step_lib.train_step(s, tokens, model.config, make_optimizer(model.config)), state)
-    now = "sampling"
-    sampler = generate.make_sampler(model, model.config.sample)
-    jax.eval_shape(sampler, model.params, row.astype(jnp.int32), row.astype(bool), generate.keys_for(0, 0, 2))
-    now = "probe and scoring"
-    assert metrics.telemetry.make_measure is telemetry.make_measure
-    jax.eval_shape(telemetry.make_measure(model.config, model.apply), model.params, model.log_prior, tokens, jnp.zeros(8), jax.random.key(0))
-    assert set(calls) == {name + kind for name in ("training", "sampling", "probe and scoring") for kind in ("", ", network")}
-    assert calls["training, network"] == 2, "the extra pass of self-conditioning, and the step's own"
-    assert isinstance(model, Model) and isinstance(state, TrainState)

@@ -82,8 +82,6 @@ def test_gradients_keep_to_their_own(config: Config) -> None:
         assert largest[name][0] > 1e-4 and largest[name][1] == 0.0, name
     assert largest["warp"][0] == 0.0 and largest["warp"][1] > 1e-4
     assert all((np.asarray(leaf) == 0.0).all() for leaf in jax.tree.leaves(of_sampling))
-    total = jax.jit(jax.grad(lambda p: loss(p, sampling, LOG_PRIOR, TOKENS, KEY, config, apply)[0]))(params)
-    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two.sum(axis=0), rtol=1e-4, atol=1e-6), total, of_params)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])

@@ -117,7 +117,7 @@ def test_decays_of_the_averages(step: int, model: float, warp: float) -> None:
     zeros, ones = ({name: jnp.full(2, value) for name in ("embeddings", "denoiser", "warp")} for value in (0.0, 1.0))
     state = TrainState(jnp.int32(step), zeros, ones, None, jnp.zeros(2))
     kept = average(state, zeros, config)
-    assert {name: pytest.approx(leaf[0], abs=1e-6) for name, leaf in kept.items()} == {"embeddings": model, "denoiser": model, "warp": warp}
+    assert {name: float(leaf[0]) for name, leaf in kept.items()} == pytest.approx({"embeddings": model, "denoiser": model, "warp": warp}, abs=1e-6)
 
 
 def test_a_batch_lies_along_data_and_fsdp() -> None:
