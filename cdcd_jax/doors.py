@@ -89,5 +89,6 @@ def _plain(error: Exception) -> Exception:
 
 def fail(error: Exception) -> None:
     """Ends the process with one sentence."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sentence = " ".join(str(error).split())
+    print(f"error: {sentence}{'' if sentence.endswith(('.', '?')) else '.'}", file=sys.stderr)
     sys.exit(USER_MISTAKE)

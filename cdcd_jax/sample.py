@@ -39,14 +39,15 @@ def main() -> int:
     run = load_run(WORKDIR.value)
     samples = run.sample(NUM_SAMPLES.value, **where, **settings)
     path = epath.Path(OUTPUT.value) if OUTPUT.value else run.workdir / "samples" / "samples.jsonl"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples))
-        if TRAJECTORY.value:
-            epath.Path(TRAJECTORY.value).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(epath.Path(TRAJECTORY.value), json.dumps(run.trajectory(**where, **settings), ensure_ascii=False))
-    except OSError as error:
-        raise UserError(f"{error.filename or path} cannot be written ({error.strerror or error}).") from error
+    files = {path: "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples)}
+    if TRAJECTORY.value:
+        files[epath.Path(TRAJECTORY.value)] = json.dumps(run.trajectory(**where, **settings), ensure_ascii=False)
+    for file, content in files.items():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, content)
+        except OSError as error:
+            raise UserError(f"{file} cannot be written ({error.strerror or error}).") from error
     for sample in samples:
         print(sample.text, end="\n\n")
     console.print(f"{len(samples)} samples at step {run.step:,}, {samples[0].nfe} denoiser calls each: {path}", soft_wrap=True)

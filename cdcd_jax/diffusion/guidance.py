@@ -6,7 +6,7 @@ from jaxtyping import Array
 from cdcd_jax.diffusion.kernel import Denoise, Denoised
 
 
-def classifier_free(denoise_pair: Denoise, scale: float) -> Denoise:
+def classifier_free(denoise_pair: Denoise, scale: float | Array) -> Denoise:
     """Classifier-free guidance: x0 = x0_dropped + scale (x0_conditioned - x0_dropped); scale 1 is the conditional model.
 
     `denoise_pair` takes 2 B rows: its first B rows are conditioned, its last B rows are the same sequences with their conditioning dropped, so

@@ -7,6 +7,7 @@ model's entropy falls linearly in u.
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,8 @@ class Warp:
     `floor`, spread over all bins, is added to both kinds of normalised weights, which keeps every bin's slope finite and above zero.
     """
 
-    axis_logits: Float[Array, "N"]
-    entropy_logits: Float[Array, "N"]
+    axis_logits: Any  # float32 [N], or what stands for it in a pytree
+    entropy_logits: Any
     sigma_min: float
     sigma_max: float
     axis: str = "linear"

@@ -129,4 +129,4 @@ def read_json(path: epath.Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); is {path.parent} a run's workdir?") from error
+        raise UserError(f"{path} cannot be read ({error}): name a run's workdir, whole.") from error

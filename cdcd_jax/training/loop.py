@@ -62,15 +62,18 @@ def train(config: Config, directory: epath.Path) -> int:
     """
     there = workdir.prepare(directory, config)
     saved = newest_step(directory)
+    before = workdir.read_config(directory) if there else config
     if there:
-        workdir.write_whole(directory / "config.json", to_json(config))
         reached = workdir.last_step(directory / "metrics.jsonl")
-        if saved is None and reached > config.checkpoint.every_steps:
+        # The first save is under way until the second begins, and a run that was killed by then has lost it.
+        if saved is None and reached > 2 * before.checkpoint.every_steps:
             raise UserError(
                 f"{directory} has trained to step {reached:,} but holds no checkpoint: put its checkpoints/ back, or name another --workdir; "
                 "nothing was changed."
             )
     if saved is not None and saved >= config.train.num_steps:
+        if before != config:  # in what may change
+            workdir.write_whole(directory / "config.json", to_json(config))
         console.print(f"{directory} is complete: {saved:,} steps of {config.train.num_steps:,} are done.", soft_wrap=True)
         return DONE
     mesh = make_mesh(config.mesh, config.train.batch_size)
@@ -104,6 +107,8 @@ def train(config: Config, directory: epath.Path) -> int:
             batches.set_state(position)
             start = saved
             console.print(f"going on from step {start:,} of {directory}")
+        if before != config:
+            workdir.write_whole(directory / "config.json", to_json(config))
         for name in ("metrics.jsonl", "telemetry.jsonl"):
             workdir.cut_after(directory / name, start)
         step = make_step(config, sharding, batch_sharding(mesh))
@@ -143,7 +148,8 @@ class Loop:
                 if before is not None:
                     self.check(done - 1, before)
                 before = metrics
-                last = done == steps or stop.code is not None
+                stopping = done < steps and stop.code is not None  # asked once: a signal may come at any time
+                last = done == steps or stopping
                 if done % c.log.every_steps == 0 or last:
                     values = self.check(done, metrics)
                     now = time.monotonic()
@@ -156,13 +162,13 @@ class Loop:
                     self.check(done, metrics)
                     # The iterator's state is taken before the next batch is.
                     self.checkpoints.save(done, state, batches.get_state(), self.meta)
-                if stop.code is not None:
+                if stopping:
                     break
                 if done % c.log.probe_every_steps == 0 or last:
                     self.probe(writer, done, state)
             writer.close()
             self.checkpoints.wait()
-        if stop.code is not None and done < steps:
+        if stopping and stop.code is not None:
             console.print(f"stopped and saved at step {done:,} of {steps:,}; the same command goes on from there.")
             return stop.code
         return DONE

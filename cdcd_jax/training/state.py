@@ -22,8 +22,8 @@ class TrainState(flax.struct.PyTreeNode):
     """
 
     step: Any  # int32 []
-    params: dict[str, Any]
-    ema: dict[str, Any]
+    params: Any
+    ema: Any
     opt_state: Any
     log_prior: Any  # float32 [V]
 
