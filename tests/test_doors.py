@@ -77,8 +77,8 @@ def test_help_is_short_and_names_every_flag(name):
         ("train", [DEMO, "--workdri=w"], "Unknown command line flag 'workdri'. Did you mean: workdir ?"),
         ("sample", ["--workdir=w", "--num_sample=3"], "Unknown command line flag 'num_sample'. Did you mean: num_samples ?"),
         ("train", [DEMO, "--workdir=w", "more"], "unexpected argument 'more': every option is a --flag=value."),
-        ("sample", ["--workdir=w", "--num_samples=few"], "flag --num_samples=few: invalid literal for int() with base 10: 'few'"),
-        ("train", [DEMO, "--workdir"], "Missing value for flag --workdir"),
+        ("sample", ["--workdir=w", "--num_samples=few"], "flag --num_samples=few: invalid literal for int() with base 10: 'few'."),
+        ("train", [DEMO, "--workdir"], "Missing value for flag --workdir."),
     ],
 )
 def test_flags_that_are_wrong(name, args, said):

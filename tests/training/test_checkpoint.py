@@ -93,7 +93,7 @@ def test_going_on_from_it_gives_the_same_bits(saved: tuple[pathlib.Path, dict[in
 
 def test_saving_in_the_background_is_not_disturbed_by_the_steps_after_it(tmp_path: pathlib.Path) -> None:
     """The state is donated to the next step while the save is under way. It is large enough for the save to take longer than the steps."""
-    like = TrainState(jnp.int32(0), {}, {"warp": jnp.zeros(3)}, {f"a{i}": jnp.zeros((256, 1024)) for i in range(32)}, jnp.zeros(2))
+    like = TrainState(jnp.int32(0), {}, {"warp": {"axis_logits": jnp.zeros(3)}}, {f"a{i}": jnp.zeros((256, 1024)) for i in range(32)}, jnp.zeros(2))
     step = jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)
     checkpoints = Checkpoints(epath.Path(tmp_path), CONFIG)
     state = step(like)
