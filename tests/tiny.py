@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 OVERFIT = {
-    "model.width": 64, "model.num_heads": 4, "model.mlp_width": 128, "model.embedding_dim": 16, "train.num_steps": 700, "train.batch_size": 32,
+    "model.width": 64, "model.num_heads": 4, "model.mlp_width": 128, "model.embedding_dim": 16, "train.num_steps": 1200, "train.batch_size": 32,
     "train.given_fraction": 0.25, "optim.learning_rate": 3e-3, "optim.embedding_learning_rate": 3e-4, "sample.num_steps": 30,
 }  # fmt: skip
 
