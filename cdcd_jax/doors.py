@@ -7,6 +7,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -39,6 +40,7 @@ def run(main: Callable[[], int]) -> None:
     def inner(_: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # orbax tells of every file that it renames
+        sys.unraisablehook = _unraisable
         keep_freed_memory()
         try:
             code = main()
@@ -50,6 +52,12 @@ def run(main: Callable[[], int]) -> None:
         sys.exit(code)
 
     app.run(inner, flags_parser=parse)
+
+
+def _unraisable(what: Any) -> None:
+    """Reads of a damaged checkpoint that nobody waits for any more fail once again, aloud, after the error was told; everything else is said."""
+    if not (isinstance(what.exc_value, RuntimeError) and "Event loop is closed" in str(what.exc_value)):
+        sys.__unraisablehook__(what)
 
 
 def check_config(argv: list[str]) -> None:

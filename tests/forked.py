@@ -10,14 +10,17 @@ import pathlib
 import runpy
 import sys
 import tempfile
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
 from unittest import mock
+
+import jax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["cdcd_jax.doors", "cdcd_jax.run", "cdcd_jax.training.loop", "clu.metric_writers", "ml_collections.config_flags"])
-POOL = ThreadPoolExecutor(2)
+POOL = ThreadPoolExecutor(2)  # for whoever runs several: two at a time
 
 
 class Ended(NamedTuple):
@@ -28,14 +31,20 @@ class Ended(NamedTuple):
     stderr: str
 
 
+def begin(name: str, args: list[str], streams: list[str], settings: dict[str, Any] | None = None) -> BaseProcess:
+    """Starts a door from the root of the project, with stdout and stderr in two files and some of JAX's settings changed."""
+    process = CONTEXT.Process(target=_door, args=(name, args, streams, settings or {}))
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))} | {"JAX_PLATFORMS": "cpu"}
+    with mock.patch.dict(os.environ, clean, clear=True):  # the first call starts the process that is copied
+        process.start()
+    return process
+
+
 def door(name: str, *args: object, timeout: float = 250.0) -> Ended:
-    """Runs a door from the root of the project to its end; code is None where it had to be killed."""
+    """Runs a door to its end; code is None where it had to be killed."""
     with tempfile.TemporaryDirectory() as folder:
         streams = [os.path.join(folder, stream) for stream in ("stdout", "stderr")]
-        process = CONTEXT.Process(target=_door, args=(name, [str(a) for a in args], streams))
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))} | {"JAX_PLATFORMS": "cpu"}
-        with mock.patch.dict(os.environ, clean, clear=True):  # the first call starts the process that is copied
-            process.start()
+        process = begin(name, [str(a) for a in args], streams)
         process.join(timeout)
         code = process.exitcode
         if code is None:
@@ -44,14 +53,11 @@ def door(name: str, *args: object, timeout: float = 250.0) -> Ended:
         return Ended(code, *(pathlib.Path(stream).read_text() for stream in streams))
 
 
-def start(name: str, *args: object) -> "Future[Ended]":
-    """The same in the background, two doors at a time."""
-    return POOL.submit(door, name, *args)
-
-
-def _door(name: str, args: list[str], streams: list[str]) -> None:
+def _door(name: str, args: list[str], streams: list[str], settings: dict[str, Any]) -> None:
     os.chdir(ROOT)
     for number, path in enumerate(streams, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    for setting, value in settings.items():
+        jax.config.update(setting, value)
     sys.argv = [name, *args]
     runpy.run_module(f"cdcd_jax.{name}", run_name="__main__", alter_sys=True)

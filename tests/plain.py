@@ -1,5 +1,6 @@
 """What telemetry and scoring measure, computed again in plain numpy, in float64, from the equations of docs/DESIGN.md."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 
 from cdcd_jax.config import Config
 from cdcd_jax.evaluation.model import Model
+from cdcd_jax.training.loss import Apply
+from cdcd_jax.training.step import make_apply
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -69,12 +72,18 @@ def embeddings(model: Model) -> np.ndarray:
     return table / np.linalg.norm(table, axis=1, keepdims=True) * table.shape[1] ** 0.5
 
 
+@functools.cache
+def jitted(config: Config, vocab_size: int) -> Apply:
+    """The network, compiled once for all calls."""
+    return jax.jit(make_apply(config, vocab_size))
+
+
 def measure(model: Model, tokens: np.ndarray, u: np.ndarray, key: jax.Array) -> Plain:
     """tokens [B, L] at warped times u [B], nothing given, with all of the demo's options and self-conditioning; the network itself is the model's."""
     m = model.config.model
     assert m.output_prior and m.posterior_mean_input and model.config.train.self_conditioning
     warp, table, prior = PlainWarp(model.config, model.params["warp"]), embeddings(model), np.asarray(model.log_prior, np.float64)
-    network = jax.jit(model.apply)
+    network = jitted(model.config, model.tokenizer.vocab_size)
     clean = table[tokens]
     noise_keys = jax.random.split(key)
 

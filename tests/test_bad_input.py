@@ -60,9 +60,22 @@ class Place:
         shutil.rmtree(workdir / "checkpoints")
         return workdir
 
+    def lost(self) -> pathlib.Path:
+        workdir = self.without_checkpoint("lost")
+        text = (workdir / "config.json").read_text()
+        (workdir / "config.json").write_text(text.replace('"every_steps": 10,\n    "keep_last"', '"every_steps": 5,\n    "keep_last"'))
+        return workdir
+
     def damaged(self, name: str) -> pathlib.Path:
         workdir = self.copy(name)
         tiny.largest(workdir / "checkpoints" / "20").write_bytes(b"")
+        return workdir
+
+    def without_arrays(self) -> pathlib.Path:
+        workdir = self.copy("without_arrays")
+        for path in (workdir / "checkpoints" / "20" / "state").iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
         return workdir
 
     def with_file(self, name: str, path: str, content: str) -> pathlib.Path:
@@ -104,6 +117,7 @@ CASES: dict[str, Case] = {
     "binary corpus": (lambda p: p.fresh(p.file("binary.txt", b"text\0text")), "binary.txt' is binary (a NUL at byte 4)"),
     "latin-1 corpus": (lambda p: p.fresh(p.file("latin.txt", "né".encode("latin-1"))), "latin.txt' is not UTF-8 (byte 1 is 0xe9)"),
     "short corpus": (lambda p: p.fresh(p.file("short.txt", "a few words")), "tokens, fewer than one sequence of data.sequence_length = 16"),
+    "one sequence held out": (lambda p: p.fresh(p.file("one.txt", "the cat is black " * 8)), "fewer than two sequences of data.sequence_length = 16"),
     "nothing held out": (lambda p: p.fresh(data__valid_fraction=0.0), "the held-out part of"),
     # Flags and config
     "unknown key": (lambda p: p.fresh(train__num_stps=3), "unknown config key 'train.num_stps' (did you mean \"train.num_steps\"?)."),
@@ -146,6 +160,7 @@ CASES: dict[str, Case] = {
     "workdir under a file": (lambda p: p.train(p.corpus / "run"), "corpus.txt/run cannot be written (Not a directory)."),
     "workdir is a file": (lambda p: p.train(p.corpus), "corpus.txt cannot be written (Not a directory)."),
     "workdir that nobody may make": (lambda p: p.train("/proc/run"), "the workdir /proc/run cannot be written ("),
+    "lost checkpoints": (lambda p: p.train(p.lost(), checkpoint__every_steps=5), "has trained to step 20 but holds no checkpoint"),
     "unreadable checkpoint": (
         lambda p: p.train(p.damaged("damaged_train"), train__num_steps=30), "damaged_train/checkpoints/20 cannot be read ("
     ),
@@ -156,6 +171,7 @@ CASES: dict[str, Case] = {
     "sample: not a run": (lambda p: p.sample(workdir=p.folder), "is not a run's workdir: it has no config.json."),
     "sample: no checkpoint": (lambda p: p.sample(workdir=p.without_checkpoint("bare_sample")), "there is no checkpoint in"),
     "sample: unreadable checkpoint": (lambda p: p.sample(workdir=p.damaged("damaged_sample")), "damaged_sample/checkpoints/20 cannot be read ("),
+    "sample: checkpoint without arrays": (lambda p: p.sample(workdir=p.without_arrays()), "without_arrays/checkpoints/20 cannot be read ("),
     "sample: damaged tokenizer": (lambda p: p.sample(workdir=p.with_file("t", "tokenizer/tokenizer.json", "[]")), "is damaged"),
     "sample: unknown solver": (lambda p: p.sample("--solver=eulr"), "unknown solver 'eulr' (did you mean \"euler\"?)."),
     "sample: no samples": (lambda p: p.sample("--num_samples=0"), "num_samples must be at least 1, not 0."),

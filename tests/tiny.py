@@ -5,6 +5,7 @@ import functools
 import hashlib
 import pathlib
 import random
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -89,11 +90,11 @@ class Trainer:
     step: Step
     abstract: TrainState  # shapes, types and shardings
     batch_sharding: jax.sharding.NamedSharding
+    make_state: Callable[[], TrainState]
 
     def init(self) -> TrainState:
         """The state before the first step."""
-        sharding = jax.tree.map(lambda a: a.sharding, self.abstract)
-        return jax.jit(lambda: init_state(self.config, jnp.asarray(LOG_PRIOR)), out_shardings=sharding)()
+        return self.make_state()
 
     def batch(self, rows: np.ndarray | None = None) -> jax.Array:
         """Tokens on the mesh, the eight sentences if not told otherwise."""
@@ -114,7 +115,8 @@ def trainer(config: Config, mesh: jax.sharding.Mesh) -> Trainer:
     sharding = shardings(abstract, mesh)
     step = make_step(config, sharding, batch_sharding(mesh))
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding)
-    return Trainer(config, step, abstract, batch_sharding(mesh))
+    make_state = jax.jit(lambda: init_state(config, jnp.asarray(LOG_PRIOR)), out_shardings=sharding)
+    return Trainer(config, step, abstract, batch_sharding(mesh), make_state)
 
 
 @functools.cache

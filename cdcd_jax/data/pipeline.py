@@ -26,7 +26,8 @@ class Corpus:
 def load_corpus(config: DataConfig, tokenizer: tokenizers.Tokenizer | None = None) -> Corpus:
     """Reads, splits and tokenises the text; the tokenizer is trained on the training part unless one is given.
 
-    Raises UserError as the source and the tokenizer do, and when either part is shorter than one sequence.
+    Raises UserError as the source and the tokenizer do, and when the training part is shorter than one sequence or the
+    held-out part shorter than two, of which no standard error is.
     """
     text = sources.load_text(config.source, config.alphabet)
     train, valid = sources.split(text, config.valid_fraction)
@@ -36,10 +37,11 @@ def load_corpus(config: DataConfig, tokenizer: tokenizers.Tokenizer | None = Non
     if tokenizer is None:
         tokenizer = tokenizers.train(config, train, text)
     tokens = {"training": tokenizer.encode(train), "held-out": tokenizer.encode(valid)}
-    for what, ids in tokens.items():
-        if len(ids) < config.sequence_length:
+    for what, least in (("training", "one sequence"), ("held-out", "two sequences")):
+        ids = tokens[what]
+        if len(ids) < config.sequence_length * (1 if what == "training" else 2):
             raise UserError(
-                f"the {what} part of {config.source!r} has {len(ids)} tokens, fewer than one sequence of data.sequence_length = "
+                f"the {what} part of {config.source!r} has {len(ids)} tokens, fewer than {least} of data.sequence_length = "
                 f"{config.sequence_length}; give more text or a shorter sequence, or change data.valid_fraction = {config.valid_fraction}."
             )
     return Corpus(tokens["training"], tokens["held-out"], len(train), len(valid), tokenizer, sources.fingerprint(text))

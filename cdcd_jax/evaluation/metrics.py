@@ -28,13 +28,12 @@ def measure(model: Model, windows: Int[np.ndarray, "n L"], draws: int, seed: int
     number = len(windows)
     offset = (np.random.default_rng(seed).permutation(number)[:, None] + 0.5) / number
     u = (np.arange(draws)[None, :] + offset) / draws
-    function = telemetry.make_measure(model.config, model.apply)
     columns = []
     with progress(draws * number, "scoring") as bar:
         for draw in range(draws):
             began = time.monotonic()
             key = jax.random.fold_in(jax.random.key(seed), draw)
-            columns.append(telemetry.measure_all(function, model.params, model.log_prior, windows, u[:, draw], key)._asdict())
+            columns.append(telemetry.measure_all(model.measure, model.params, model.log_prior, windows, u[:, draw], key)._asdict())
             bar.update((draw + 1) * number, f"{windows.size / (time.monotonic() - began):,.0f} tokens/s")
     return u, {name: np.stack([column[name] for column in columns], axis=1) for name in columns[0]}
 

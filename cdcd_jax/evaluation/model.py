@@ -1,6 +1,7 @@
 """A trained model, read from a workdir: all that sampling and scoring need, with the averaged weights."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from cdcd_jax.config import Config, UserError
 from cdcd_jax.data.tokenizers import Tokenizer, load
 from cdcd_jax.diffusion import kernel
 from cdcd_jax.diffusion.warp import Warp
-from cdcd_jax.training import workdir
+from cdcd_jax.training import telemetry, workdir
 from cdcd_jax.training.checkpoint import Checkpoints
 from cdcd_jax.training.loss import Apply, make_denoise, make_warp
 from cdcd_jax.training.state import init_state
@@ -39,6 +40,11 @@ class Model:
     def apply(self) -> Apply:
         """The network as a plain function."""
         return make_apply(self.config, self.tokenizer.vocab_size)
+
+    @functools.cached_property
+    def measure(self) -> telemetry.Measure:
+        """Scores sequences at given warped times; compiled when it is first called."""
+        return telemetry.make_measure(self.config, self.apply)
 
 
 def read_model(directory: epath.Path) -> Model:

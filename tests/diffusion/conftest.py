@@ -59,7 +59,7 @@ class World:
         whether it is the one where it is given; a given token that is not shown says nothing.
         """
         one_hot = jnp.asarray(np.eye(V)[self.sequences].reshape(-1, L * V), jnp.float32)
-        log_p = jnp.asarray(np.log(self.probabilities), jnp.float32)[None]
+        log_p = jnp.log(jnp.asarray(self.probabilities, jnp.float32))[None]
 
         def apply(features: Array, sigma: Array) -> Array:
             noisy, clean, flag, _ = jnp.split(features, (D, 2 * D, 2 * D + 1), axis=-1)

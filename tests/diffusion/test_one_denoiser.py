@@ -1,5 +1,6 @@
 """Training, sampling and scoring reach the network through one maker of denoisers, and get bit-equal answers from it."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import Array
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from cdcd_jax.config import Config, DataConfig, DiffusionConfig, ModelConfig, SampleConfig, TrainConfig
 from cdcd_jax.data.tokenizers import CharTokenizer
@@ -35,11 +37,14 @@ SOME = jnp.asarray(np.random.default_rng(1).random((B, L)) < 0.4)
 KEYS = generate.keys_for(5, 0, B)
 
 
+QUICK = {"xla_backend_optimization_level": 0}  # half of the compile time; what runs here is tiny
+
+
 @pytest.fixture(scope="module")
 def model() -> Model:
     tokenizer = CharTokenizer("abcdefg")
     log_prior = jax.nn.log_softmax(jnp.arange(tokenizer.vocab_size) * 0.3)
-    leaves, tree = jax.tree.flatten(init_state(CONFIG, log_prior).params)
+    leaves, tree = jax.tree.flatten(jax.jit(lambda: init_state(CONFIG, log_prior).params, compiler_options=QUICK)())
     generator = np.random.default_rng(0)
     params = jax.tree.unflatten(tree, [leaf + jnp.asarray(0.3 * generator.normal(size=leaf.shape), jnp.float32) for leaf in leaves])
     return Model(CONFIG, tokenizer, params, log_prior, 1)
@@ -47,22 +52,30 @@ def model() -> Model:
 
 def test_all_rooms_reach_the_network_through_one_maker(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call of the network happens inside a denoiser of kernel.make_denoise; and the denoisers that the loss, the sampler and the measure made
-    answer the same inputs with the same bits."""
-    made: list[kernel.Denoise] = []
+    answer the same inputs with the same bits.
+
+    Each denoiser is turned into its program and the arrays that it closes over (parameters, table, what is given); a callback brings these out of
+    the room's own compiled function. The arrays must agree, and the three programs, run on the same arrays, must answer alike.
+    """
+    made: list[tuple[Any, tuple[Array, ...]]] = []
     depth, applied = [0], [0]
     make, apply = kernel.make_denoise, Denoiser.apply
+    x, previous = 3 * jax.random.normal(jax.random.key(1), (B, L, D)), jax.random.normal(jax.random.key(2), (B, L, D))
+    sigma = jnp.array([0.3, 1.0, 4.0, 20.0])
 
-    def watched_make(*arguments: Any) -> kernel.Denoise:
-        denoise = make(*arguments)
+    def watched_make(network: Any, table: Array, given: Array, *rest: Any) -> kernel.Denoise:
+        denoise = make(network, table, given, *rest)
 
-        def inside(x: Array, sigma: Array, previous: Array) -> kernel.Denoised:
+        def inside(*arguments: Array) -> kernel.Denoised:
             depth[0] += 1
             try:
-                return denoise(x, sigma, previous)
+                return denoise(*arguments)
             finally:
                 depth[0] -= 1
 
-        made.append(inside)
+        if given.shape[0] == B:  # the extra pass of self-conditioning has half of the rows
+            program = jax.make_jaxpr(inside)(x, sigma, previous)
+            jax.debug.callback(lambda *arrays: made.append((program.jaxpr, arrays)), *program.consts)
         return inside
 
     def watched_apply(*arguments: Any) -> Any:
@@ -72,77 +85,58 @@ def test_all_rooms_reach_the_network_through_one_maker(model: Model, monkeypatch
 
     monkeypatch.setattr(kernel, "make_denoise", watched_make)
     monkeypatch.setattr(Denoiser, "apply", watched_apply)
-    last, calls = {}, {}
-    with jax.disable_jit():  # so that what the denoisers close over are arrays, and not the tracers of a finished trace
-        for room, run in {
-            "training": lambda: loss(
-                model.params, make_warp(CONFIG, model.params["warp"]), model.log_prior, TOKENS, jax.random.key(0), CONFIG, make_apply(CONFIG, 7)
-            ),
-            "sampling": lambda: generate.make_sampler(model, SampleConfig(num_steps=2))(model.params, TOKENS, NOTHING, KEYS),
-            "scoring": lambda: telemetry.make_measure(CONFIG, model.apply)(
-                model.params, model.log_prior, TOKENS, jnp.linspace(0.1, 0.9, B), jax.random.key(0)
-            ),
-        }.items():
-            before = len(made), applied[0]
-            run()
-            calls[room] = applied[0] - before[1]
-            assert len(made) > before[0], room
-            last[room] = made[-1]
-        assert calls == {"training": 2, "sampling": 3, "scoring": 4}
-        x, previous = 3 * jax.random.normal(jax.random.key(1), (B, L, D)), jax.random.normal(jax.random.key(2), (B, L, D))
-        for sigma in (jnp.full(B, 0.3), jnp.array([0.5, 1.0, 4.0, 20.0])):
-            answers = [last[room](x, sigma, previous) for room in ("training", "sampling", "scoring")]
-            assert np.ptp(np.asarray(answers[0].logits)) > 1
-            for answer in answers[1:]:
-                jax.tree.map(np.testing.assert_array_equal, answer, answers[0])
+    warp, levels = make_warp(CONFIG, model.params["warp"]), jnp.linspace(0.1, 0.9, B)
+    train = jax.jit(lambda p: loss(p, warp, model.log_prior, TOKENS, jax.random.key(0), CONFIG, make_apply(CONFIG, 7)), compiler_options=QUICK)
+    rooms = {
+        "training": lambda: train(model.params),
+        "sampling": lambda: generate.make_sampler(model, SampleConfig(num_steps=2))(model.params, TOKENS, NOTHING, KEYS),
+        "scoring": lambda: telemetry.make_measure(CONFIG, model.apply)(model.params, model.log_prior, TOKENS, levels, jax.random.key(0)),
+    }
+    answers = []
+    for number, (room, run) in enumerate(rooms.items()):
+        before = applied[0]
+        jax.block_until_ready(run())
+        jax.effects_barrier()
+        assert applied[0] > before and len(made) == number + 1, room
+        program, arrays = made[-1]
+        for array, first in zip(arrays, made[0][1], strict=True):
+            np.testing.assert_allclose(array, first, rtol=1e-5, atol=1e-6)  # the table was normalised by three compiled programs
+        answer = jax.jit(jaxpr_as_fun(ClosedJaxpr(program, made[0][1])), compiler_options=QUICK)(x, sigma, previous)
+        assert [a.shape for a in answer] == [(B, L, D), (B, L, 7)] and np.ptp(np.asarray(answer[1])) > 1
+        answers.append(answer)
+    for answer in answers[1:]:
+        jax.tree.map(np.testing.assert_array_equal, answer, answers[0])
 
 
 def test_default_settings_are_the_base_sampler_bit_for_bit(model: Model) -> None:
-    """Temperature 1, noise scale 1 and guidance 1 are no step, no factor and no second pass."""
+    """Temperature 1, noise scale 1 and guidance 1 are no step, no factor and no second pass: every probability along the path is the same."""
+    arguments = (model.params, TOKENS, SOME, KEYS)
 
     @jax.jit
-    def base(params: Any, tokens: Array, given: Array, keys: Array) -> Array:
+    def base(params: Any, tokens: Array, given: Array, keys: Array) -> sampler.Frames:
         noise = jax.vmap(lambda key: jax.random.normal(key, (L, D)))(keys)
         denoise = denoise_of(model, params, tokens, given, jnp.ones(B, bool))
-        return sampler.integrate(denoise, warp_of(model, params), solvers.euler, noise, given, keys[0], 8).x
+        return sampler.trajectory(denoise, warp_of(model, params), solvers.euler, noise, given, keys[0], 8, 7)
 
-    @jax.jit
-    def tempered(params: Any, tokens: Array, given: Array, keys: Array) -> Array:
-        noise = 1.0 * jax.vmap(lambda key: jax.random.normal(key, (L, D)))(keys)
-        denoise = denoise_of(model, params, tokens, given, jnp.ones(B, bool))
-
-        def step(*arguments: Any) -> Any:
-            return solvers.euler(*arguments, temperature=1.0)
-
-        return sampler.integrate(denoise, warp_of(model, params), step, noise, given, keys[0], 8).x
-
-    arguments = (model.params, TOKENS, SOME, KEYS)
-    x = base(*arguments)
-    np.testing.assert_array_equal(tempered(*arguments), x)
-    sampled = np.asarray(generate.make_sampler(model, SampleConfig(num_steps=8))(*arguments))
-    denoise = denoise_of(model, model.params, TOKENS, SOME, jnp.ones(B, bool))
-    assert CONFIG.sample == SampleConfig(num_steps=200)
-    np.testing.assert_array_equal(sampled[np.asarray(SOME)], np.asarray(TOKENS)[np.asarray(SOME)])
-    assert denoise(x, jnp.full(B, 0.3), jnp.zeros_like(x)).logits.shape == (B, L, 7)
+    frames = generate.make_sampler(model, SampleConfig(num_steps=8), candidates=7)(*arguments)
+    assert (np.asarray(frames.probabilities[-1, ..., 0]) < 1).any() and np.ptp(np.asarray(frames.entropy)) > 0.5
+    jax.tree.map(np.testing.assert_array_equal, frames, base(*arguments))
 
 
 def test_guidance_of_scale_one_samples_what_the_plain_sampler_samples(model: Model) -> None:
-    """make_sampler skips the second half at scale 1; taking it gives the same tokens. A larger scale gives others, where something is given."""
+    """make_sampler skips the second half at scale 1; taking it changes nothing. A larger scale does, where something is given."""
     noise = jax.random.normal(jax.random.key(3), (B, L, D))
 
-    @jax.jit
-    def guided(scale: Array, given: Array) -> Array:
-        twice = [jnp.concatenate([a, a]) for a in (TOKENS, given)]
-        pair = denoise_of(model, model.params, *twice, jnp.arange(2 * B) < B)
-        denoise = guidance.classifier_free(pair, scale)
+    def end(denoise: kernel.Denoise, given: Array) -> Array:
         return sampler.integrate(denoise, warp_of(model, model.params), solvers.euler, noise, given, jax.random.key(0), 8).x
 
-    plain = jax.jit(
-        lambda given: sampler.integrate(
-            denoise_of(model, model.params, TOKENS, given, jnp.ones(B, bool)), warp_of(model, model.params), solvers.euler, noise, given,
-            jax.random.key(0), 8,
-        ).x
-    )  # fmt: skip
-    np.testing.assert_allclose(guided(1.0, SOME), plain(SOME), atol=1e-3)
-    assert np.abs(np.asarray(guided(4.0, SOME) - plain(SOME))).max() > 1e-2
-    np.testing.assert_allclose(guided(4.0, NOTHING), plain(NOTHING), atol=1e-3)
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def both(scale: Array, given: Array) -> tuple[Array, Array]:
+        twice = [jnp.concatenate([a, a]) for a in (TOKENS, given)]
+        pair = denoise_of(model, model.params, *twice, jnp.arange(2 * B) < B)
+        plain = denoise_of(model, model.params, TOKENS, given, jnp.ones(B, bool))
+        return end(guidance.classifier_free(pair, scale), given), end(plain, given)
+
+    for scale, given, same in ((1.0, SOME, True), (4.0, SOME, False), (4.0, NOTHING, True)):
+        guided, plain = both(scale, given)
+        assert np.allclose(guided, plain, atol=1e-3) == same

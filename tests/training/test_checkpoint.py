@@ -19,6 +19,8 @@ from cdcd_jax.training.state import TrainState
 from tests import tiny
 
 CONFIG = CheckpointConfig(every_steps=1, keep_last=3)
+# Reads that orbax gave up on fail once more when nobody waits for them.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 META = {"config": {"a": [1, "b"]}, "tokenizer_fingerprint": "t", "data_fingerprint": "d"}
 
 
@@ -93,7 +95,8 @@ def test_going_on_from_it_gives_the_same_bits(saved: tuple[pathlib.Path, dict[in
 
 def test_saving_in_the_background_is_not_disturbed_by_the_steps_after_it(tmp_path: pathlib.Path) -> None:
     """The state is donated to the next step while the save is under way. It is large enough for the save to take longer than the steps."""
-    like = TrainState(jnp.int32(0), {}, {"warp": {"axis_logits": jnp.zeros(3)}}, {f"a{i}": jnp.zeros((256, 1024)) for i in range(32)}, jnp.zeros(2))
+    large = {f"a{i}": jnp.zeros((256, 1024)) for i in range(32)}
+    like = TrainState(jnp.int32(0), {"a": jnp.zeros(3)}, {"warp": {"axis_logits": jnp.zeros(3)}}, large, jnp.zeros(2))
     step = jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)
     checkpoints = Checkpoints(epath.Path(tmp_path), CONFIG)
     state = step(like)
@@ -132,10 +135,11 @@ def test_saving_a_real_step_while_stepping_on(tmp_path: pathlib.Path) -> None:
 def test_only_the_averages_for_sampling(saved: tuple[pathlib.Path, dict[int, TrainState]]) -> None:
     abstract = tiny.shared_trainer().abstract
     checkpoints = opened(saved[0])
-    part, _ = checkpoints.restore_part({"step": abstract.step, "ema": abstract.ema, "log_prior": abstract.log_prior})
+    part, meta = checkpoints.restore_part({"step": abstract.step, "ema": abstract.ema, "log_prior": abstract.log_prior})
     checkpoints.close()
     expected = saved[1][6]
     assert_same(part, {"step": expected.step, "ema": expected.ema, "log_prior": expected.log_prior})
+    assert meta == META
 
 
 def test_onto_another_mesh(saved: tuple[pathlib.Path, dict[int, TrainState]]) -> None:

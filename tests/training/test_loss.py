@@ -1,6 +1,7 @@
 """The training loss: what it counts, what it sees, and where its gradients go and do not go."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -29,12 +30,18 @@ BEYOND = dataclasses.replace(
 )
 TOKENS = jax.random.randint(jax.random.key(1), (B, L), 0, V)
 LOG_PRIOR = jax.nn.log_softmax(jax.random.normal(jax.random.key(2), (V,)))
+QUICK = {"xla_backend_optimization_level": 0}  # half of the compile time; what runs here is tiny
 KEY = jax.random.key(11)  # one with which every sequence has given tokens
+
+
+@functools.cache
+def initial(config: Config) -> Any:
+    return jax.jit(lambda: init_state(config, LOG_PRIOR).params, compiler_options=QUICK)()
 
 
 def trained(config: Config) -> Any:
     """Parameters away from initialisation, where the head is zero and hides everything."""
-    leaves, tree = jax.tree.flatten(init_state(config, LOG_PRIOR).params)
+    leaves, tree = jax.tree.flatten(initial(dataclasses.replace(config, train=CONFIG.train)))
     generator = np.random.default_rng(0)
     return jax.tree.unflatten(tree, [leaf + jnp.asarray(0.3 * generator.normal(size=leaf.shape), jnp.float32) for leaf in leaves])
 
@@ -73,8 +80,9 @@ def test_gradients_keep_to_their_own(config: Config) -> None:
         metrics = loss(params, make_warp(config, sampling), LOG_PRIOR, TOKENS, KEY, config, apply)[1]
         return jnp.stack([metrics["loss"], metrics["warp_loss"]])
 
-    rows, (of_params, of_sampling) = jax.jit(lambda p, s: (both(p, s), jax.jacrev(both, argnums=(0, 1))(p, s)))(params, params["warp"])
-    assert np.isfinite(rows).all()
+    jacobian = jax.jit(jax.jacrev(both, argnums=(0, 1)), compiler_options=QUICK)
+    of_params, of_sampling = jacobian(params, params["warp"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(of_params))
     largest = {name: np.max([np.abs(leaf).reshape(2, -1).max(axis=1) for leaf in jax.tree.leaves(part)], axis=0) for name, part in of_params.items()}
     for name in ("embeddings", "denoiser"):
         assert largest[name][0] > 1e-4 and largest[name][1] == 0.0, name
@@ -119,10 +127,13 @@ def test_given_tokens_condition_the_rest_unless_they_are_hidden(config: Config) 
     spy = Spy()
     evaluate(config, spy)
     other = jnp.where(spy.channels(1)[2][..., 0] > 0, TOKENS, (TOKENS + 1) % V)
-    apply = make_apply(config, V)
-    shown, hidden = with_train(config, conditioning_dropout=0.0), with_train(config, conditioning_dropout=1.0)
-    assert evaluate(shown, apply)[0] != evaluate(shown, apply, other)[0]
-    jax.tree.map(np.testing.assert_array_equal, evaluate(hidden, apply), evaluate(hidden, apply, other))
+
+    def compiled(config: Config) -> Any:
+        return jax.jit(lambda tokens: evaluate(config, make_apply(config, V), tokens), compiler_options=QUICK)
+
+    shown, hidden = (compiled(with_train(config, conditioning_dropout=dropout)) for dropout in (0.0, 1.0))
+    assert shown(TOKENS)[0] != shown(other)[0]
+    jax.tree.map(np.testing.assert_array_equal, hidden(TOKENS), hidden(other))
 
 
 @pytest.mark.parametrize(("dropout", "hidden"), [(0.0, 0), (0.25, 2), (0.5, 4)])
@@ -170,9 +181,13 @@ def test_no_gradient_passes_through_the_first_estimate() -> None:
     def previous(params: Any, x: Array) -> Array:
         return self_condition(lambda rows: make_denoise(CONFIG, apply, params, LOG_PRIOR, *rows), x, sigma, given, jnp.zeros_like(x))
 
-    value, pull = jax.vjp(previous, params, x)
+    def pulled(params: Any, x: Array) -> Any:
+        value, pull = jax.vjp(previous, params, x)
+        return value, pull(jnp.ones_like(value))
+
+    value, pull = jax.jit(pulled, compiler_options=QUICK)(params, x)
     assert np.abs(np.asarray(value)[0::2]).max() > 0 and not np.asarray(value)[1::2].any()
-    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(pull(jnp.ones_like(value))))
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(pull))
 
 
 def test_noise_levels_come_from_the_sampling_warp() -> None:

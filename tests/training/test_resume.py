@@ -9,14 +9,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests import tiny
-from tests.forked import ROOT
+from tests import forked, tiny
 
-STEPS, EVERY = 2000, 100
+STEPS, EVERY = 1200, 60
 CHANGES = {"train.num_steps": STEPS, "checkpoint.every_steps": EVERY}
 SAME = ("loss", "warp_loss", "grad_norm", "learning_rate")  # of a line of metrics.jsonl; the others are times
 
@@ -24,18 +24,21 @@ SAME = ("loss", "warp_loss", "grad_norm", "learning_rate")  # of a line of metri
 class Life(NamedTuple):
     """One process of a run."""
 
-    code: int
+    code: int | None
     stderr: str
     reached: int  # the last step in metrics.jsonl when the process was gone
 
 
 class Train:
-    """Starts and stops `python -m cdcd_jax.train` on the tiny run in one workdir."""
+    """Starts and stops the train door on the tiny run in one workdir: `python -m cdcd_jax.train`, or a forked copy of it."""
 
-    def __init__(self, folder: pathlib.Path, name: str, environment: dict[str, str]):
+    def __init__(self, folder: pathlib.Path, name: str, environment: dict[str, str], fork: bool = False):
         self.workdir, self.log = folder / name, folder / f"{name}.log"
-        self.command = [sys.executable, "-m", "cdcd_jax.train", *tiny.flags(folder / "corpus.txt", self.workdir, CHANGES)]
-        self.environment = environment
+        self.flags = tiny.flags(folder / "corpus.txt", self.workdir, CHANGES)
+        # Each program is compiled once for all of these processes, which changes no bit of it.
+        self.cache = {"jax_compilation_cache_dir": str(folder / "cache"), "jax_persistent_cache_min_compile_time_secs": 0}
+        self.environment = environment | {name.upper(): str(value) for name, value in self.cache.items()}
+        self.fork = fork
 
     def lines(self) -> list[dict[str, Any]]:
         """Those of metrics.jsonl."""
@@ -49,21 +52,40 @@ class Train:
 
     def live(self, stop: signal.Signals | None = None, after: int = 0) -> Life:
         """One life, which ends by itself, or gets a signal once it has logged a step beyond `after`."""
-        with self.log.open("w") as log:
-            process = subprocess.Popen(self.command, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            try:
-                deadline = time.monotonic() + 250
-                while stop is not None and self.reached() <= after:
-                    assert process.poll() is None, f"it ended before step {after}: {self.log.read_text()}"
-                    assert time.monotonic() < deadline
-                    time.sleep(0.005)
-                if stop is not None:
-                    process.send_signal(stop)
-                code = process.wait(250)
-            finally:
-                process.kill()
-                process.wait()
+        process = self.begin()
+        try:
+            deadline = time.monotonic() + 250
+            while stop is not None and self.reached() <= after:
+                assert process.poll() is None, f"it ended before step {after}: {self.log.read_text()}"
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            if stop is not None:
+                os.kill(process.pid, stop)
+            code = process.wait(250)
+        finally:
+            process.kill()
         return Life(code, " ".join(self.log.read_text().split()), self.reached())
+
+    def begin(self) -> "subprocess.Popen[bytes] | Forked":
+        if self.fork:
+            return Forked(forked.begin("train", self.flags, [os.devnull, str(self.log)], self.cache))
+        command = [sys.executable, "-m", "cdcd_jax.train", *self.flags]
+        with self.log.open("w") as log:
+            return subprocess.Popen(command, cwd=forked.ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+class Forked:
+    """A forked process with the methods of a Popen."""
+
+    def __init__(self, process: BaseProcess):
+        self.process, self.kill, self.pid = process, process.kill, process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float) -> int | None:
+        self.process.join(timeout)
+        return self.process.exitcode
 
 
 class Story(NamedTuple):
@@ -80,9 +102,7 @@ class Story(NamedTuple):
 def story(tmp_path_factory: pytest.TempPathFactory, door_environment: dict[str, str]) -> Story:
     folder = tmp_path_factory.mktemp("resume")
     (folder / "corpus.txt").write_text(tiny.corpus())
-    # Each program is compiled once for all of these processes, which changes no bit of it.
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    trains = [Train(folder, name, door_environment | cache) for name in ("whole", "killed", "stopped")]
+    trains = [Train(folder, name, door_environment, fork=name == "killed") for name in ("whole", "killed", "stopped")]
     seed = random.randrange(1000)
     generator = random.Random(seed)
     points = sorted(generator.sample(range(5, STEPS // 2), 3))

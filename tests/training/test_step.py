@@ -13,7 +13,11 @@ from cdcd_jax.training.step import average
 from tests import tiny
 
 # Of the first three steps of the tiny config on the eight sentences.
-GOLDEN: list[dict[str, float]] = []
+GOLDEN: list[dict[str, float]] = [
+    {"loss": 2.016479, "warp_loss": 3.014531, "grad_norm": 103.4737},
+    {"loss": 2.050253, "warp_loss": 2.613152, "grad_norm": 106.0092},
+    {"loss": 2.052352, "warp_loss": 2.811971, "grad_norm": 78.45218},
+]
 CHANGED = (
     "The step computes other numbers than it did. If you meant to change the method, the initialisation, the random streams or the tiny config, put "
     "the new numbers into GOLDEN and say why in the commit; if not, this is a bug. A new version of JAX alone should stay within the tolerance."
@@ -29,7 +33,7 @@ def test_golden_metrics() -> None:
     _, metrics = work.run(work.init(), len(GOLDEN))
     for step, (found, expected) in enumerate(zip(metrics, GOLDEN, strict=True), start=1):
         # The first step has no rounding to amplify; later ones have Adam's division of small gradients by their own size.
-        assert found == pytest.approx(expected, rel=1e-4 if step == 1 else 2e-3), f"step {step}: {CHANGED}"
+        assert found == pytest.approx(expected, rel=1e-5 if step == 1 else 5e-4), f"step {step}: {CHANGED}"
 
 
 def test_the_same_state_and_batch_give_the_same_bits() -> None:

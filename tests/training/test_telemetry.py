@@ -18,16 +18,9 @@ from tests import plain, tiny
 CHARACTERS_PER_TOKEN = 1.25
 
 
-@functools.cache
-def measure() -> telemetry.Measure:
-    """Compiled once; the untrained model has another shape and compiles anew."""
-    return telemetry.make_measure(tiny.overfitted().config, tiny.overfitted().apply)
-
-
 def probe(model: Model, rows: int = 64, params: Any = None, key: int = 3) -> dict[str, Any]:
-    function = measure() if model is tiny.overfitted() else telemetry.make_measure(model.config, model.apply)
     return telemetry.probe(
-        model.config, function, params or model.params, model.log_prior, tiny.tokens(rows), CHARACTERS_PER_TOKEN, jax.random.key(key)
+        model.config, model.measure, params or model.params, model.log_prior, tiny.tokens(rows), CHARACTERS_PER_TOKEN, jax.random.key(key)
     )
 
 
