@@ -37,6 +37,7 @@ class ModelConfig:
     embedding_dim: int = 256
     embedding_std: float = 0.001  # of the raw table at initialisation (paper, section 6.1)
     scan_unroll: int = 1  # layers in one turn of the scan over layers: more compile time, a tenth less step time on CPUs
+    remat: str = "none"  # what the backward pass computes again instead of keeping: "none", "full", "dots" (all but matrix products) or "names"
     sigma_conditioning: bool = True  # conditional normalisation from Fourier features of sigma
     # Beyond the paper, each an option of its own (docs/DESIGN.md section 7):
     output_prior: bool = False  # add the local posterior's logits to the network's
@@ -60,6 +61,7 @@ class DiffusionConfig:
 class TrainConfig:
     num_steps: int = 1_000_000
     batch_size: int = 1024  # sequences in the global batch
+    accumulation_steps: int = 1  # parts of the batch that a step computes one after the other, to save memory; the update is the same
     seed: int = 0
     given_fraction: float = 1.0  # of the examples that have given (clean) tokens at all
     prefix_fraction: float = 0.5  # of those, the ones whose given tokens are a prefix; in the others they are a random subset
@@ -87,6 +89,7 @@ class OptimConfig:
 class CheckpointConfig:
     every_steps: int = 1000
     keep_last: int = 3
+    keep_every_steps: int = 0  # checkpoints at multiples of this are kept for ever; 0 keeps only the last ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +104,18 @@ class MeshConfig:
     data: int = -1  # devices along each axis; -1 takes what is left
     fsdp: int = 1
     tensor: int = 1
+    slices: int = 1  # slices of TPUs (or groups of hosts) between which only the data axis runs; it must divide that axis
+
+
+@dataclasses.dataclass(frozen=True)
+class HostsConfig:
+    """Deadlines, in seconds: a process that makes no progress for so long says where it hangs and leaves with the code that restarts it."""
+
+    start_seconds: float = 300.0  # to meet the other hosts, read the data and the checkpoint
+    compile_seconds: float = 3600.0  # the first step, compilation included
+    stall_seconds: float = 0.0  # any later step; 0: thirty times the measured step, but a minute at least
+    evaluation_seconds: float = 1800.0  # a probe
+    save_seconds: float = 1800.0  # waiting for a checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +138,7 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     mesh: MeshConfig = MeshConfig()
+    hosts: HostsConfig = HostsConfig()
     sample: SampleConfig = SampleConfig()
 
 
@@ -178,6 +194,7 @@ CHOICES = {
     "data.alphabet": ("text", "27"),
     "data.tokenizer": ("sentencepiece", "char", "byte"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "full", "dots", "names"),
     "diffusion.warp_axis": ("linear", "log"),
     "optim.name": ("adam", "muon"),
     "optim.decay": ("none", "linear", "cosine"),
@@ -188,7 +205,9 @@ POSITIVE = (
     "model.scan_unroll "
     "diffusion.sigma_min diffusion.warp_bins diffusion.warp_learning_rate train.num_steps train.batch_size optim.learning_rate "
     "optim.embedding_learning_rate optim.muon_learning_rate checkpoint.every_steps checkpoint.keep_last log.every_steps log.probe_every_steps "
-    "log.probe_sequences mesh.fsdp mesh.tensor sample.num_steps sample.score_temperature sample.initial_noise_scale"
+    "log.probe_sequences train.accumulation_steps mesh.fsdp mesh.tensor mesh.slices "
+    "hosts.start_seconds hosts.compile_seconds hosts.evaluation_seconds hosts.save_seconds "
+    "sample.num_steps sample.score_temperature sample.initial_noise_scale"
 ).split()
 FRACTIONS = (
     "data.valid_fraction train.given_fraction train.prefix_fraction train.conditioning_dropout train.position_sigma_fraction optim.decay_fraction "
@@ -217,7 +236,7 @@ def check(config: Config) -> None:
         value = _get(config, path)
         if not 0 <= value <= 1:
             raise UserError(f"config key {path!r} must lie in [0, 1], not {value!r}.")
-    for path in ("optim.clip_norm", "optim.warmup_steps", "diffusion.warp_floor"):
+    for path in ("optim.clip_norm", "optim.warmup_steps", "diffusion.warp_floor", "checkpoint.keep_every_steps", "hosts.stall_seconds"):
         if not _get(config, path) >= 0:
             raise UserError(f"config key {path!r} must be 0 or more, not {_get(config, path)!r}.")
     if round(config.train.position_sigma_fraction * config.train.batch_size) == config.train.batch_size:
@@ -231,7 +250,11 @@ def check(config: Config) -> None:
         raise UserError(f"config key 'diffusion.sigma_max' must exceed sigma_min = {config.diffusion.sigma_min}, not {config.diffusion.sigma_max}.")
     if config.model.width % (2 * config.model.num_heads):
         raise UserError(f"config key 'model.width' must be a multiple of 2 x num_heads = {2 * config.model.num_heads}, not {config.model.width}.")
-    if config.train.self_conditioning and config.train.batch_size % 2:
-        raise UserError(f"config key 'train.batch_size' must be even with self-conditioning (half of the batch is), not {config.train.batch_size}.")
+    parts = config.train.accumulation_steps * (2 if config.train.self_conditioning else 1)
+    if config.train.batch_size % parts:
+        raise UserError(
+            f"config key 'train.batch_size' must be a multiple of {parts} (train.accumulation_steps = {config.train.accumulation_steps}"
+            f"{', times 2 for self-conditioning on half of each part' if config.train.self_conditioning else ''}), not {config.train.batch_size}."
+        )
     if config.model.convolution_width % 2 == 0 and config.model.convolution_width:
         raise UserError(f"config key 'model.convolution_width' must be odd, or 0 for none, not {config.model.convolution_width}.")

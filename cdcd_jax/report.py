@@ -7,13 +7,13 @@ from rich.text import Text
 
 from cdcd_jax import doors
 from cdcd_jax.reporting import page
-from cdcd_jax.reporting.records import Run
+from cdcd_jax.reporting.records import Recorded
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run.", required=True)
 PICTURE = flags.DEFINE_string("picture", None, "Also draw the README's picture, to this .svg or .png file.")
 
 
-def show(run: Run, console: Console) -> None:
+def show(run: Recorded, console: Console) -> None:
     """Prints what was reached, what is absent with the command that makes it, and where things lie."""
     table = Table(title=f"{run.workdir}", title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
     facts = page.facts(run)

@@ -36,7 +36,7 @@ def test_part_of_the_keys_leaves_the_others_alone():
     [
         ({"train": {"num_stps": 3}}, 'unknown config key \'train.num_stps\' (did you mean "num_steps"?).'),
         ({"trian": {}}, 'unknown config key \'trian\' (did you mean "train"?).'),
-        ({"train": {"zzz": 3}}, "unknown config key 'train.zzz' (known: batch_size, "),
+        ({"train": {"zzz": 3}}, "unknown config key 'train.zzz' (known: accumulation_steps, batch_size, "),
         ({"train": 3}, "config section 'train' must hold keys and values, not 3."),
         ([], "must hold keys and values, not []."),
         ({"train": {"num_steps": "abc"}}, "config key 'train.num_steps' takes a value of type int, not 'abc'."),
@@ -78,7 +78,7 @@ def test_a_whole_number_serves_as_a_real_one():
         ("optim.decay_fraction", float("nan"), "[0, 1], not nan"),
         ("diffusion.sigma_max", 1.0, "must exceed sigma_min = 1.0, not 1.0"),
         ("model.width", 1000, "a multiple of 2 x num_heads = 32, not 1000"),
-        ("train.batch_size", 7, "must be even with self-conditioning"),
+        ("train.batch_size", 7, "a multiple of 2 (train.accumulation_steps = 1, times 2 for self-conditioning"),
         ("train.position_sigma_fraction", 1.0, "leaves no example of train.batch_size"),
         ("model.convolution_width", 4, "must be odd, or 0 for none, not 4"),
         ("sample.num_steps", 0, "above 0, not 0"),
@@ -93,6 +93,8 @@ def test_impossible_values_are_refused(path, value, said):
 
 def test_odd_batches_are_fine_without_self_conditioning():
     assert from_dict({"train": {"batch_size": 7, "self_conditioning": False}}).train.batch_size == 7
+    with pytest.raises(UserError, match="multiple of 3"):
+        from_dict({"train": {"batch_size": 7, "self_conditioning": False, "accumulation_steps": 3}})
 
 
 def test_the_lists_of_checks_name_keys_that_exist():
@@ -103,7 +105,8 @@ def test_the_lists_of_checks_name_keys_that_exist():
 def test_every_number_is_checked():
     """A number that nobody checks is one that a typo sets to nonsense; these may be any number."""
     free = {"train.seed", "mesh.data", "optim.warmup_steps", "optim.clip_norm", "model.convolution_width", "diffusion.sigma_max",
-            "diffusion.warp_floor", "sample.guidance", "train.position_sigma_fraction"}  # fmt: skip
+            "diffusion.warp_floor", "sample.guidance", "checkpoint.keep_every_steps",
+            "hosts.stall_seconds", "train.position_sigma_fraction"}  # fmt: skip
     numbers = {
         f"{section}.{name}"
         for section, values in dataclasses.asdict(Config()).items()

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from cdcd_jax.config import Config, MeshConfig, UserError, from_dict
-from cdcd_jax.parallel.mesh import AXES, batch_sharding, make_mesh, replicated
+from cdcd_jax.parallel.mesh import AXES, batch_sharding, make_mesh
 from cdcd_jax.parallel.sharding import RULES, path_name, shardings, spec_for
 from cdcd_jax.training.state import init_state
 from tests import tiny
@@ -125,11 +125,10 @@ def test_meshes_that_cannot_be(mesh: dict[str, int], batch: int, said: str) -> N
     assert said in str(error.value)
 
 
-def test_where_a_batch_and_a_constant_lie() -> None:
+def test_where_a_batch_lies() -> None:
     mesh = tiny.mesh(2, 2, 2)
     rows = jax.device_put(np.arange(16).reshape(8, 2), batch_sharding(mesh))
     assert {shard.data.shape for shard in rows.addressable_shards} == {(2, 2)}
-    assert jax.device_put(np.arange(3), replicated(mesh)).is_fully_replicated
 
 
 def test_the_configs_here_cover_the_models_options() -> None:

@@ -3,14 +3,15 @@
 Purely functional: a denoiser, a warp and a key in; tokens out. The state stays a superposition of embeddings until the last call.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from cdcd_jax.diffusion.kernel import Denoise
-from cdcd_jax.diffusion.solvers import Carry, Step
+from cdcd_jax.diffusion.solvers import Carry, SolverStep
 from cdcd_jax.diffusion.warp import Warp
 
 
@@ -32,31 +33,37 @@ def grid(warp: Warp, num_steps: int) -> Float[Array, "{num_steps}+1"]:
 def integrate(
     denoise: Denoise,
     warp: Warp,
-    step: Step,
+    step: SolverStep,
     noise: Float[Array, "B L D"],
     given: Bool[Array, "B L"],
     key: PRNGKeyArray,
     num_steps: int,
 ) -> Carry:
     """Solves the ODE from x = sigma_max * noise down to sigma_min in num_steps steps. x at given positions is zero and stays so."""
+    return _observed(denoise, warp, step, noise, given, key, num_steps, lambda *_: None)[0]
+
+
+def _observed(
+    denoise: Denoise, warp: Warp, step: SolverStep, noise: Array, given: Array, key: PRNGKeyArray, num_steps: int, look: Callable[[Carry, Array], Any]
+) -> tuple[Carry, Any]:
+    """The end of the path, and what `look(carry, sigma [B])` saw before each step, stacked."""
     noisy = ~given[..., None]
-    levels = grid(warp, num_steps)
-    start = Carry(levels[0] * noise * noisy, jnp.zeros_like(noise))
+    levels = jnp.broadcast_to(grid(warp, num_steps)[:, None], (num_steps + 1, noise.shape[0]))
 
-    def body(carry: Carry, now: tuple[Array, Array, Array]) -> tuple[Carry, None]:
+    def body(carry: Carry, now: tuple[Array, Array, Array]) -> tuple[Carry, Any]:
         sigma, sigma_next, step_key = now
-        batch = (noise.shape[0],)
-        after = step(denoise, carry, jnp.broadcast_to(sigma, batch), jnp.broadcast_to(sigma_next, batch), step_key)
-        return Carry(after.x * noisy, after.x0), None
+        seen = look(carry, sigma)
+        after = step(denoise, carry, sigma, sigma_next, step_key)
+        return Carry(after.x * noisy, after.x0), seen
 
-    carry, _ = jax.lax.scan(body, start, (levels[:-1], levels[1:], jax.random.split(key, num_steps)))
-    return carry
+    start = Carry(levels[0][:, None, None] * noise * noisy, jnp.zeros_like(noise))
+    return jax.lax.scan(body, start, (levels[:-1], levels[1:], jax.random.split(key, num_steps)))
 
 
 def sample(
     denoise: Denoise,
     warp: Warp,
-    step: Step,
+    step: SolverStep,
     noise: Float[Array, "B L D"],
     given: Bool[Array, "B L"],
     tokens: Int[Array, "B L"],
@@ -75,7 +82,7 @@ def sample(
 def trajectory(
     denoise: Denoise,
     warp: Warp,
-    step: Step,
+    step: SolverStep,
     noise: Float[Array, "B L D"],
     given: Bool[Array, "B L"],
     key: PRNGKeyArray,
@@ -86,22 +93,13 @@ def trajectory(
 
     Costs one more denoiser call for every step. Given positions show what the model would predict there; the caller knows the truth.
     """
-    noisy = ~given[..., None]
-    levels = grid(warp, num_steps)
-    batch = (noise.shape[0],)
 
     def look(carry: Carry, sigma: Array) -> tuple[Array, Array, Array]:
-        log_p = jax.nn.log_softmax(denoise(carry.x, jnp.broadcast_to(sigma, batch), carry.x0).logits, axis=-1)
+        log_p = jax.nn.log_softmax(denoise(carry.x, sigma, carry.x0).logits, axis=-1)
         best, candidates = jax.lax.top_k(log_p, num_candidates)
         return candidates, jnp.exp(best), -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
-    def body(carry: Carry, now: tuple[Array, Array, Array]) -> tuple[Carry, tuple[Array, Array, Array]]:
-        sigma, sigma_next, step_key = now
-        seen = look(carry, sigma)
-        after = step(denoise, carry, jnp.broadcast_to(sigma, batch), jnp.broadcast_to(sigma_next, batch), step_key)
-        return Carry(after.x * noisy, after.x0), seen
-
-    start = Carry(levels[0] * noise * noisy, jnp.zeros_like(noise))
-    carry, frames = jax.lax.scan(body, start, (levels[:-1], levels[1:], jax.random.split(key, num_steps)))
-    whole = [jnp.concatenate([a, b[None]]) for a, b in zip(frames, look(carry, levels[-1]), strict=True)]
-    return Frames(levels, jnp.linspace(1.0, 0.0, num_steps + 1), *whole)
+    carry, frames = _observed(denoise, warp, step, noise, given, key, num_steps, look)
+    last = look(carry, jnp.full(noise.shape[:1], warp.sigma_min))
+    whole = [jnp.concatenate([a, b[None]]) for a, b in zip(frames, last, strict=True)]
+    return Frames(grid(warp, num_steps), jnp.linspace(1.0, 0.0, num_steps + 1), *whole)

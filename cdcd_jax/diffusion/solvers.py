@@ -20,7 +20,7 @@ class Carry(NamedTuple):
     x0: Float[Array, "B L D"]
 
 
-Step = Callable[..., Carry]
+SolverStep = Callable[..., Carry]
 
 
 def euler(denoise: Denoise, carry: Carry, sigma: Array, sigma_next: Array, key: PRNGKeyArray, temperature: float = 1.0) -> Carry:
@@ -39,4 +39,4 @@ def heun(denoise: Denoise, carry: Carry, sigma: Array, sigma_next: Array, key: P
 
 
 # name: (the step, denoiser calls in a step)
-SOLVERS: dict[str, tuple[Step, int]] = {"euler": (euler, 1), "heun": (heun, 2)}
+SOLVERS: dict[str, tuple[SolverStep, int]] = {"euler": (euler, 1), "heun": (heun, 2)}

@@ -24,11 +24,6 @@ def make_mesh(config: MeshConfig, batch_size: int) -> Mesh:
     return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch along its leading axis."""
     return NamedSharding(mesh, BATCH)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from cdcd_jax.config import UserError
 from cdcd_jax.evaluation import templates
 from cdcd_jax.reporting import pictures
-from cdcd_jax.reporting.records import BOUND, QUALITY, Run, commands, load, training_seconds
+from cdcd_jax.reporting.records import BOUND, QUALITY, Recorded, commands, load, training_seconds
 
 MOST_FRAMES, MOST_SAMPLES = 61, 12
 
@@ -35,7 +35,7 @@ def _number(record: dict[str, Any] | None, key: str) -> int | float | None:
     return record[key] if record is not None and math.isfinite(record[key]) else None
 
 
-def summary(run: Run) -> dict[str, Any]:
+def summary(run: Recorded) -> dict[str, Any]:
     """The content of report.json: what was reached, as numbers; null where a part is absent."""
     probe = run.telemetry[-1] if run.telemetry else None
     speeds = [record["tokens_per_second"] for record in run.metrics if math.isfinite(record["tokens_per_second"])]
@@ -59,7 +59,7 @@ def text_of(nll: dict[str, Any] | None) -> str:
     return "held-out text" if nll is None or nll["split"] == "valid" else f"text of the split {nll['split']}"
 
 
-def facts(run: Run) -> list[Fact]:
+def facts(run: Recorded) -> list[Fact]:
     """What was reached, in words for the closing table and the head of the page."""
     reached, make = summary(run), commands(run.workdir)
     nll, probe = reached["nll"], reached["estimate"]
@@ -87,7 +87,7 @@ def facts(run: Run) -> list[Fact]:
     ]  # fmt: skip
 
 
-def headline(run: Run) -> tuple[str | None, str | None, str]:
+def headline(run: Recorded) -> tuple[str | None, str | None, str]:
     """Bits per character with its error, sigma of half information, and where the first comes from; None for what is absent."""
     evaluated, _, estimate, half, *_ = facts(run)
     if evaluated.value is not None:
@@ -95,7 +95,7 @@ def headline(run: Run) -> tuple[str | None, str | None, str]:
     return estimate.value, half.value, "on held-out text, estimated while training"
 
 
-def absent_parts(run: Run) -> list[tuple[str, str]]:
+def absent_parts(run: Recorded) -> list[tuple[str, str]]:
     """The samples that the workdir lacks, each with the command that would make them."""
     made = {name for name, found in run.samples.items() if found} | ({"trajectory"} if run.trajectory else set())
     return [(name, commands(run.workdir)[name]) for name in ("unconditional", "prompt", "template", "trajectory") if name not in made]
@@ -165,7 +165,7 @@ def trajectory_view(trajectory: dict[str, Any]) -> dict[str, Any]:
     return {"pieces": [show_piece(piece) for piece in places], "fixed": fixed, "frames": view, "start": start, "most": most}
 
 
-def figures(run: Run) -> dict[str, Markup]:
+def figures(run: Recorded) -> dict[str, Markup]:
     """Name to picture, for the parts that the workdir has."""
     probe = run.telemetry[-1] if run.telemetry else None
     drawn = {"loss": pictures.loss(run.metrics, _number(probe, "unigram_entropy"))}
@@ -184,7 +184,7 @@ def figures(run: Run) -> dict[str, Markup]:
     return {name: Markup(svg) for name, svg in drawn.items()}  # our own drawings of numbers, no text of a user's
 
 
-def render(run: Run) -> str:
+def render(run: Recorded) -> str:
     """The whole of report.html."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cdcd_jax.reporting", "templates"),
@@ -231,7 +231,7 @@ def write_atomically(path: epath.Path, content: bytes) -> None:
         raise UserError(f"{path} cannot be written ({error.strerror or error}): make its folder writable, or free the name.") from error
 
 
-def write(workdir: epath.PathLike, picture: str | None = None) -> Run:
+def write(workdir: epath.PathLike, picture: str | None = None) -> Recorded:
     """Reads a workdir, writes report.html and report.json into it and, where asked, the README's picture to `picture` (.svg or .png)."""
     kind = epath.Path(picture).suffix[1:] if picture else ""
     if picture and kind not in ("svg", "png"):

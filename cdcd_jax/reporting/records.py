@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 }
 
 
-class Run(NamedTuple):
+class Recorded(NamedTuple):
     """All that the files of a workdir say; None or empty where a file is absent."""
 
     workdir: epath.Path
@@ -117,7 +117,7 @@ def _config(path: epath.Path) -> config_lib.Config | None:
         raise UserError(f"{path}: {error}") from error
 
 
-def load(workdir: epath.PathLike) -> Run:
+def load(workdir: epath.PathLike) -> Recorded:
     """Reads and checks a workdir. Raises UserError when it is missing, has no metrics yet, or holds a damaged file."""
     folder = epath.Path(workdir)
     if not folder.is_dir():
@@ -134,7 +134,7 @@ def load(workdir: epath.PathLike) -> Run:
     trajectory = read_object(folder / "samples" / "trajectory.json", TRAJECTORY)
     if trajectory is not None:
         _check_trajectory(folder / "samples" / "trajectory.json", trajectory)
-    return Run(
+    return Recorded(
         folder,
         config,
         metrics,

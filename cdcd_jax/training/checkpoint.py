@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from cdcd_jax.config import CheckpointConfig, UserError
+from cdcd_jax.parallel.sharding import path_name
 
 # What orbax and tensorstore raise for a file that is missing, truncated or not theirs.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
@@ -91,8 +92,8 @@ class Checkpoints:
         """orbax casts types without a word, so types and shapes are compared first; of the whole state, or of what `abstract` names of it."""
         # Not the manager's own item_metadata, which knows nothing of what it has not itself saved or restored.
         saved = ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / "state")
-        found = {_name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in jax.tree_util.tree_leaves_with_path(saved.tree)}
-        wanted = {_name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+        found = {path_name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in jax.tree_util.tree_leaves_with_path(saved.tree)}
+        wanted = {path_name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
         for name in sorted(found.keys() | wanted.keys() if whole else wanted.keys()):
             if found.get(name) != wanted.get(name):
                 raise ValueError(f"{name} is {found.get(name, 'absent')} there, and {wanted.get(name, 'absent')} in this run")
@@ -118,10 +119,6 @@ def newest_step(workdir: epath.Path) -> int | None:
         return checkpoints.latest_step()
     finally:
         checkpoints.close()
-
-
-def _name(path: tuple) -> str:
-    return "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
 
 
 def read_json(path: epath.Path) -> Any:

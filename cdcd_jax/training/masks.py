@@ -17,7 +17,7 @@ def given_mask(key: PRNGKeyArray, batch: int, length: int, given_fraction: float
     first tokens, in the others a uniformly random subset of that size.
     """
     which, kind, number, order = jax.random.split(key, 4)
-    with_given = jax.random.permutation(which, batch) < round(given_fraction * batch)
+    with_given = choose(which, batch, round(given_fraction * batch))
     as_prefix = jax.random.uniform(kind, (batch, 1)) < prefix_fraction
     count = jax.random.randint(number, (batch, 1), 0, length)
     prefix_rank = jnp.arange(length)[None, :]

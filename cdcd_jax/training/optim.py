@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from cdcd_jax.config import Config
+from cdcd_jax.parallel.sharding import path_name
 
 # The matrices of the blocks: Muon's, when it is chosen. Their leading axis is the layer.
 MUON_AXES = {
@@ -17,12 +18,8 @@ MUON_AXES = {
 }
 
 
-def _names(path: tuple) -> list[str]:
-    return [str(getattr(entry, "key", entry)) for entry in path]
-
-
 def _matrix(path: tuple) -> str | None:
-    names = _names(path)
+    names = path_name(path).split("/")
     if "blocks" not in names or names[-1] == "bias":
         return None
     return next((name for name in reversed(names) if name in MUON_AXES), None)
@@ -57,7 +54,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     )
 
     def label(path: tuple, _: Any) -> str:
-        branch = _names(path)[0]
+        branch = path_name(path).split("/")[0]
         return "muon" if branch == "denoiser" and o.name == "muon" and _matrix(path) else branch
 
     by_branch = optax.partition(

@@ -16,8 +16,10 @@ from cdcd_jax.training.checkpoint import read_json
 
 # What a start that was killed may have left behind; no run's work is in it.
 BEGINNINGS = ("tokenizer", "config.json.partial", "config.json.writable")
-# What may differ when a run goes on: none of these changes what a step computes, but for how long the schedule is.
-MAY_CHANGE = ("train.num_steps", "checkpoint.", "log.", "mesh.", "sample.")
+# What may differ when a run goes on: none of these changes what a step computes (beyond rounding), but for how long the schedule is.
+MAY_CHANGE = (
+    "train.num_steps", "train.accumulation_steps", "model.remat", "model.scan_unroll", "checkpoint.", "log.", "mesh.", "hosts.", "sample.",
+)  # fmt: skip
 
 
 def read_config(workdir: epath.Path) -> Config:
