@@ -23,8 +23,8 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, uppe
 
 def nll(run: Run) -> tuple[str, dict[str, Any]]:
     corpus = run.corpus()
-    tokens = corpus.valid if SPLIT.value == "valid" else corpus.train
-    return "nll.json", metrics.nll(run.model, tokens, DRAWS.value, SEED.value) | {"split": SPLIT.value}
+    tokens, name = (corpus.valid, "nll.json") if SPLIT.value == "valid" else (corpus.train, "nll_train.json")
+    return name, metrics.nll(run.model, tokens, DRAWS.value, SEED.value) | {"split": SPLIT.value}
 
 
 def entropy(run: Run) -> tuple[str, dict[str, Any]]:

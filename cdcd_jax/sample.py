@@ -22,7 +22,7 @@ SCORE_TEMPERATURE = flags.DEFINE_float("score_temperature", None, "Below 1: shar
 GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance on the given tokens; 1 is none (default: the config's).")
 INITIAL_NOISE_SCALE = flags.DEFINE_float("initial_noise_scale", None, "Scale of the first noise (default: the config's).")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
-OUTPUT = flags.DEFINE_string("output", None, "A .jsonl file for the samples (default: WORKDIR/samples/samples.jsonl).")
+OUTPUT = flags.DEFINE_string("output", None, "A .jsonl file for the samples (default: WORKDIR/samples/[prompt_|template_]samples.jsonl).")
 TRAJECTORY = flags.DEFINE_string("trajectory", None, "Also write the first sample's path from noise to text to this .json file.")
 
 
@@ -38,7 +38,8 @@ def main() -> int:
     where: dict[str, Any] = {"prompt": PROMPT.value, "template": TEMPLATE.value, "seed": SEED.value}
     run = load_run(WORKDIR.value)
     samples = run.sample(NUM_SAMPLES.value, **where, **settings)
-    path = epath.Path(OUTPUT.value) if OUTPUT.value else run.workdir / "samples" / "samples.jsonl"
+    name = "template_samples" if TEMPLATE.value is not None else "prompt_samples" if PROMPT.value is not None else "samples"
+    path = epath.Path(OUTPUT.value) if OUTPUT.value else run.workdir / "samples" / f"{name}.jsonl"
     files = {path: "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples)}
     if TRAJECTORY.value:
         files[epath.Path(TRAJECTORY.value)] = json.dumps(run.trajectory(**where, **settings), ensure_ascii=False)
