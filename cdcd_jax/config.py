@@ -13,9 +13,18 @@ from typing import Any
 
 import ml_collections
 
+# Exit codes: finished; a user's mistake; start me again (told to stop and saved, or a host that stalled or is gone). Ctrl-C's is in interrupts.
+DONE, MISTAKE, AGAIN = 0, 2, 75
+
 
 class UserError(Exception):
     """A mistake of the user's, said in one sentence that names the offending value and what would be right."""
+
+
+def sentence(error: BaseException) -> str:
+    """An error as one line that ends as a sentence does."""
+    line = " ".join(str(error).split())
+    return line if line.endswith((".", "?")) else f"{line}."
 
 
 @dataclasses.dataclass(frozen=True)

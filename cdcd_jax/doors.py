@@ -12,10 +12,10 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from cdcd_jax.config import Config, UserError, defaults, did_you_mean
+from cdcd_jax.config import MISTAKE, Config, UserError, defaults, did_you_mean, sentence
+from cdcd_jax.interrupts import INTERRUPTED
 from cdcd_jax.parallel.hosts import keep_freed_memory
 
-USER_MISTAKE, INTERRUPTED = 2, 130
 # What Python code that a user wrote, a config file, may raise.
 MISTAKES_IN_A_FILE = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError, SyntaxError, TypeError,
@@ -97,6 +97,5 @@ def _plain(error: Exception) -> Exception:
 
 def fail(error: Exception) -> None:
     """Ends the process with one sentence."""
-    sentence = " ".join(str(error).split())
-    print(f"error: {sentence}{'' if sentence.endswith(('.', '?')) else '.'}", file=sys.stderr)
-    sys.exit(USER_MISTAKE)
+    print(f"error: {sentence(error)}", file=sys.stderr)
+    sys.exit(MISTAKE)

@@ -8,6 +8,8 @@ from ml_collections import config_flags
 
 from cdcd_jax import doors
 from cdcd_jax.config import UserError, from_dict
+from cdcd_jax.parallel import hosts
+from cdcd_jax.parallel.watch import Watch
 from cdcd_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config, a file of configs/; any key: --config.section.key=value.")
@@ -16,9 +18,10 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> int:
-    workdir = epath.Path(WORKDIR.value)
+    workdir, config = epath.Path(WORKDIR.value), from_dict(CONFIG.value)
     try:
-        return train(from_dict(CONFIG.value), workdir)
+        with Watch(config.hosts) as clock:
+            return hosts.depart(train(config, workdir, clock))
     except OSError as error:  # a full disk, or a folder that may not be written any more
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # a write to an open file does not name it
         if not full and not str(error.filename or "").startswith(str(workdir)):

@@ -150,11 +150,11 @@ def commands(workdir: epath.PathLike) -> dict[str, str]:
     """Part of the page to the command that makes it."""
     place, samples = shlex.quote(str(workdir)), shlex.quote(str(epath.Path(workdir) / "samples"))
     sample = f"python -m cdcd_jax.sample --workdir={place}"
-    filled = f"{sample} --num_samples=4 --template='And the [8] said unto [4], [12]' --output={samples}/template.jsonl"
+    filled = f"{sample} --num_samples=4 --seed=2 --template='And the [8] said unto [4], [12]' --output={samples}/template.jsonl"
     return {
         "train": f"python -m cdcd_jax.train --config=CONFIG.py --workdir={place}",
         "unconditional": f"{sample} --num_samples=16 --output={samples}/unconditional.jsonl",
-        "prompt": f"{sample} --num_samples=4 --prompt='In the beginning' --output={samples}/prompt.jsonl",
+        "prompt": f"{sample} --num_samples=4 --seed=1 --prompt='In the beginning' --output={samples}/prompt.jsonl",
         "template": filled,
         "trajectory": f"{filled} --trajectory={samples}/trajectory.json",
         "evaluate": f"python -m cdcd_jax.evaluate --workdir={place}",

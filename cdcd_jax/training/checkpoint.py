@@ -114,11 +114,7 @@ def newest_step(workdir: epath.Path) -> int | None:
     """The newest complete step of a run, or None; touches nothing."""
     if not (workdir / "checkpoints").exists():
         return None
-    checkpoints = Checkpoints(workdir, CheckpointConfig(), read_only=True)
-    try:
-        return checkpoints.latest_step()
-    finally:
-        checkpoints.close()
+    return max(ocp.utils.checkpoint_steps(workdir / "checkpoints"), default=None)
 
 
 def read_json(path: epath.Path) -> Any:

@@ -15,7 +15,7 @@ from cdcd_jax.data import tokenizers
 from cdcd_jax.training.checkpoint import read_json
 
 # What a start that was killed may have left behind; no run's work is in it.
-BEGINNINGS = ("tokenizer", "config.json.partial", "config.json.writable")
+BEGINNINGS = ("lock", "tokenizer", "config.json.partial", "config.json.writable")
 # What may differ when a run goes on: none of these changes what a step computes (beyond rounding), but for how long the schedule is.
 MAY_CHANGE = (
     "train.num_steps", "train.accumulation_steps", "model.remat", "model.scan_unroll", "checkpoint.", "log.", "mesh.", "hosts.", "sample.",
@@ -75,38 +75,68 @@ def write_whole(path: epath.Path, text: str) -> None:
     partial.replace(path)
 
 
+def lines(path: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file, each with its step; a last line that a kill left half-written is left out. [] when there is no file.
+
+    Raises UserError, naming the line, for anything else that is damaged.
+    """
+    if not path.exists():
+        return []
+    found = []
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): restore or remove it.") from error
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            values = json.loads(line)
+            values["step"] + 0  # a number
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"line {number} of {path} is damaged ({error or 'it has no step'}): mend or remove it.") from error
+        found.append(values)
+    return found
+
+
 def last_step(path: epath.Path) -> int:
     """The step of the last whole line of a .jsonl file; 0 when there is none."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    try:
-        return json.loads(lines[-1])["step"] if lines else 0
-    except ValueError as error:
-        raise UserError(f"the last line of {path} is damaged ({error}): mend or remove it.") from error
+    found = lines(path)
+    return found[-1]["step"] if found else 0
 
 
 def cut_after(path: epath.Path, step: int) -> None:
     """Drops the lines of a .jsonl file that are later than a step, and a last line that a kill left half-written."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            break
-    write_whole(path, "".join(line + "\n" for line in kept))
+    if path.exists():
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in lines(path) if line["step"] <= step))
 
 
-def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
-    flat = {}
+SAVED = "saved_step"  # the file that says which checkpoint was complete
+
+
+def mark_saved(workdir: epath.Path, step: int | None) -> None:
+    """Writes down that a checkpoint is complete."""
+    if step is not None:
+        write_whole(workdir / SAVED, f"{step}\n")
+
+
+def check_saved(workdir: epath.Path, newest: int | None) -> None:
+    """Raises UserError when checkpoints were complete and there is none any more: the run must not begin again from nothing."""
+    if newest is None and (workdir / SAVED).exists():
+        raise UserError(
+            f"{workdir} has saved step {(workdir / SAVED).read_text().strip()} but holds no checkpoint: put its checkpoints/ back, "
+            "or name another --workdir; nothing was changed."
+        )
+
+
+def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        flat.update(_flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value})
-    return flat
+        found.update(flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value})
+    return found
 
 
 def _compare(workdir: epath.Path, config: Config) -> None:
-    there, here = _flat(dataclasses.asdict(read_config(workdir))), _flat(dataclasses.asdict(config))
+    there, here = flat(dataclasses.asdict(read_config(workdir))), flat(dataclasses.asdict(config))
     for key, value in here.items():
         if there[key] != value and not key.startswith(MAY_CHANGE):
             raise UserError(
