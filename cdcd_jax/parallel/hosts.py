@@ -32,6 +32,7 @@ EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  #
 # mallopt's numbers in glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
+_joined = False  # whether the processes have met
 _waiting = ""  # what this process waits for while it meets the others
 _final: int | None = None  # the exit code, once the job has ended well
 _leaving = threading.Lock()  # held by the first thread that ends the process
@@ -61,7 +62,7 @@ class Seen(NamedTuple):
 
 
 def _client() -> Any:
-    """JAX's client of the coordination service, or None; there is no public way to it."""
+    """JAX's client of the coordination service; there is no public way to it."""
     from jax._src import distributed
 
     return distributed.global_state.client
@@ -69,7 +70,7 @@ def _client() -> Any:
 
 def several() -> bool:
     """Whether this process is one of several."""
-    return _client() is not None
+    return _joined
 
 
 def _index() -> int:
@@ -99,7 +100,7 @@ def join(config: HostsConfig) -> None:
 
     Raises UserError for settings that make no sense, and when the coordinator's address answers nobody within hosts.start_seconds.
     """
-    global _waiting
+    global _joined, _waiting
     _watch_gpus(config)
     given = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
     if os.environ.get(LISTEN) != "1" and not given:
@@ -114,7 +115,7 @@ def join(config: HostsConfig) -> None:
             return
         _waiting = f"the coordinator at {arguments['coordinator_address']} (process 0)"
         if arguments["process_id"] != 0:
-            _knock(arguments["coordinator_address"], config.start_seconds)
+            _knock(arguments["coordinator_address"], 0.9 * config.start_seconds)  # before the start's deadline
         _waiting = f"all {arguments['num_processes']} processes to meet at {arguments['coordinator_address']}"
     _leave_when_aborted(arguments.get("coordinator_address", "the coordinator's address"))
     # Deaths are noticed and told here, not by JAX, which would end the others with an abort and no word of who is to blame.
@@ -122,7 +123,7 @@ def join(config: HostsConfig) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     patience = int(config.start_seconds) + 60  # the start's deadline comes first
     jax.distributed.initialize(**arguments, initialization_timeout=patience, heartbeat_timeout_seconds=3600, shutdown_timeout_seconds=60)
-    _waiting = ""
+    _waiting, _joined = "", True
 
 
 def _explicit(given: dict[str, str]) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _knock(address: str, seconds: float) -> None:
             reason = error.strerror or str(error)
             time.sleep(0.2)
     raise UserError(
-        f"the coordinator at {address} did not answer for {seconds:.0f} s ({reason}): start process 0 there, or mend {EXPLICIT[0]}; "
+        f"the coordinator at {address} did not answer for {seconds:.1f} s ({reason}): start process 0 there, or mend {EXPLICIT[0]}; "
         "hosts.start_seconds is how long to wait."
     )
 
