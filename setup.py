@@ -8,6 +8,7 @@ REQUIREMENTS = [
     "clu>=0.0.12",  # metric_writers; they import TensorFlow and tensorboard without declaring either (see below)
     "etils[epath]>=1.13",  # workdirs on disk or in a bucket through one Path
     "flax>=0.12.8",  # linen
+    "fsspec>=2025.3",  # listings with sizes and checksums, on disk or in a bucket; epath's own way to buckets
     "grain>=0.2.18",  # ElasticIterator: a data position that does not depend on the number of hosts
     "jax>=0.10.2",  # the newest release for Python 3.11; 3.12 and later get a newer one from the same lock
     "jaxtyping>=0.3.4",

@@ -40,6 +40,7 @@ def run(main: Callable[[], int]) -> None:
     def inner(_: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # orbax tells of every file that it renames
+        logging.get_absl_logger().addFilter(_is_news)
         sys.unraisablehook = _unraisable
         keep_freed_memory()
         try:
@@ -58,6 +59,11 @@ def _unraisable(what: Any) -> None:
     """Reads of a damaged checkpoint that nobody waits for any more fail once again, aloud, after the error was told; everything else is said."""
     if not (isinstance(what.exc_value, RuntimeError) and "Event loop is closed" in str(what.exc_value)):
         sys.__unraisablehook__(what)
+
+
+def _is_news(record: Any) -> bool:
+    """orbax logs each write that fails with a traceback; the trainer says in a sentence that a save has failed, and why."""
+    return "_SignalingThread.run() raised" not in str(record.msg)
 
 
 def check_config(argv: list[str]) -> None:

@@ -12,13 +12,14 @@ from cdcd_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config, a file of configs/; any key: --config.section.key=value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if absent, gone on with if it holds this run.")
+GO_BACK_TO = flags.DEFINE_integer("go_back_to", None, "Go on from the checkpoint of this step, and set later ones aside.", lower_bound=0)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> int:
     workdir = epath.Path(WORKDIR.value)
     try:
-        return train(from_dict(CONFIG.value), workdir)
+        return train(from_dict(CONFIG.value), workdir, GO_BACK_TO.value)
     except OSError as error:  # a full disk, or a folder that may not be written any more
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # a write to an open file does not name it
         if not full and not str(error.filename or "").startswith(str(workdir)):

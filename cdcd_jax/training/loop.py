@@ -19,7 +19,7 @@ from cdcd_jax.data import pipeline, tokenizers
 from cdcd_jax.parallel.mesh import batch_sharding, make_mesh
 from cdcd_jax.parallel.sharding import shardings
 from cdcd_jax.training import telemetry, workdir
-from cdcd_jax.training.checkpoint import Checkpoints, newest_step
+from cdcd_jax.training.checkpoint import Checkpoints, newest_step, step_to_go_back_to
 from cdcd_jax.training.optim import factor
 from cdcd_jax.training.progress import console, progress
 from cdcd_jax.training.state import PROBE_STREAM, TrainState, init_state, stream_key
@@ -55,13 +55,15 @@ class Stop:
                 signal.signal(number, handler)
 
 
-def train(config: Config, directory: epath.Path) -> int:
-    """Trains, or goes on training, the run in `directory`; returns the exit code.
+def train(config: Config, directory: epath.Path, go_back_to: int | None = None) -> int:
+    """Trains, or goes on training, the run in `directory`, from its newest checkpoint or from that of step `go_back_to`; returns the exit code.
 
     Raises UserError for every mistake of the user's, and for a loss that is not finite; nothing that was saved is lost.
     """
     there = workdir.prepare(directory, config)
-    saved = newest_step(directory)
+    newest = newest_step(directory)
+    back = None if go_back_to is None else step_to_go_back_to(directory, go_back_to)
+    saved = newest if back is None else back
     before = workdir.read_config(directory) if there else config
     if there:
         reached = workdir.last_step(directory / "metrics.jsonl")
@@ -99,13 +101,21 @@ def train(config: Config, directory: epath.Path) -> int:
             state, start = jax.jit(lambda: init_state(config, log_prior), out_shardings=sharding)(), 0
         else:
             targets = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding)
-            state, position, saved_meta = checkpoints.restore(targets)
+            state, position, saved_meta = checkpoints.restore(targets, saved)
             for what in ("tokenizer_fingerprint", "data_fingerprint"):
                 if saved_meta[what] != meta[what]:
                     kind = what.removesuffix("_fingerprint")
                     raise UserError(f"{directory} was trained with another {kind} than {config.data.source!r} gives now; nothing was changed.")
             batches.set_state(position)
             start = saved
+            if back is not None:
+                console.print(checkpoints.set_aside_after(back), soft_wrap=True)
+            elif go_back_to is not None:
+                console.print(
+                    f"this run went back to step {go_back_to} before, so it goes on from its newest checkpoint; to go back once more, remove "
+                    f"{directory / 'checkpoints' / 'set_aside' / f'after_{go_back_to}.json'} first.",
+                    soft_wrap=True,
+                )
             console.print(f"going on from step {start:,} of {directory}")
         if before != config:
             workdir.write_whole(directory / "config.json", to_json(config))
@@ -162,12 +172,14 @@ class Loop:
                     self.check(done, metrics)
                     # The iterator's state is taken before the next batch is.
                     self.checkpoints.save(done, state, batches.get_state(), self.meta)
+                if sentence := self.checkpoints.failure():
+                    console.print(f"warning at step {done}: {sentence}", style="yellow", soft_wrap=True)
                 if stopping:
                     break
                 if done % c.log.probe_every_steps == 0 or last:
                     self.probe(writer, done, state)
             writer.close()
-            self.checkpoints.wait()
+            self.checkpoints.finish()
         if stopping and stop.code is not None:
             console.print(f"stopped and saved at step {done:,} of {steps:,}; the same command goes on from there.")
             return stop.code
