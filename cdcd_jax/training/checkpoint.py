@@ -35,6 +35,7 @@ class Checkpoints:
         self._saving: Future[str] | None = None
         self._step = -1  # of the last save that was begun
         self._failed = ""  # why it failed, once it is over
+        self._given_up: int | None = None  # the last step that could not be saved
         self._untold: list[str] = []  # sentences for the log
         if reason := self._agree("clean", functools.partial(steps.clean, self.directory)):
             raise UserError(f"{self.directory} cannot be written ({reason}).")
@@ -65,6 +66,7 @@ class Checkpoints:
                 arguments = ocp.args.StandardSave(tree)
                 writes.extend(asyncio.run(self._handlers[part].async_save(self.directory / str(step) / part, args=arguments)))
 
+        self._give_up()
         # No process may write before the first has made the folders.
         reason = self._agree("begin", lambda: steps.begin(self.directory, step, FOLDERS)) or self._tried(copy)
         self._saving = self._pool.submit(self._write, step, writes, reason, data, meta)
@@ -90,6 +92,7 @@ class Checkpoints:
         self.wait()
         if self._failed:
             self._untold.clear()
+            self._give_up()
             raise UserError(
                 f"the last checkpoint, of step {self._step}, could not be saved ({self._failed}): {self._last_good()}; "
                 "once that is put right, the same command goes on from there."
@@ -140,14 +143,19 @@ class Checkpoints:
         error = self._pool.submit(action).exception()
         return _reason(error) if error else ""
 
+    def _give_up(self) -> None:
+        """Frees the disk of the last save that failed; again before the next, because tensorstore may have written on. A new start does the rest."""
+        if (step := self._given_up) is not None:
+            self._agree("give up", lambda: steps.give_up(self.directory, step))
+
     def _write(self, step: int, writes: list[Any], reason: str, data: dict[str, int], meta: dict[str, Any]) -> str:
         """The part of a save that is done in the background; why it failed, or ""."""
-        # Each write is waited for, whatever became of the others: nothing may come after the folder is cleared.
+        # Each write is waited for, whatever became of the others.
         reasons = [reason, *[self._tried(write.result) for write in writes]]
         reason = agree("written", next(filter(None, reasons), "")) or self._agree("commit", lambda: self._commit(step, data, meta))
         if reason:
-            # What cannot be removed now is marked: it is removed before the step is written again, or at the next start.
-            self._agree("remove", lambda: steps.remove(self.directory, step))
+            self._given_up = step
+            self._give_up()
             return reason
         every, there = self.config.keep_every_steps, [*self.steps, step]
         dropped = [s for s in there[: -self.config.keep_last] if not (every and s % every == 0)]
@@ -222,7 +230,8 @@ def read_json(path: epath.Path) -> Any:
 
 
 def _directory(workdir: epath.Path) -> epath.Path:
-    return (workdir / "checkpoints").resolve()  # orbax takes absolute paths only
+    directory = workdir / "checkpoints"
+    return directory if steps.in_bucket(directory) else directory.resolve()  # orbax takes absolute paths only
 
 
 def _check(folder: epath.Path, abstract: Any, whole: bool = True) -> None:

@@ -16,6 +16,11 @@ from cdcd_jax.training import seal
 UNFINISHED, SET_ASIDE = ".unfinished", "set_aside"
 
 
+def in_bucket(folder: epath.Path) -> bool:
+    """Where nothing can be renamed at once."""
+    return "://" in str(folder)
+
+
 def listed(directory: epath.Path) -> list[int]:
     """The steps that count, ascending, from one listing. Touches nothing."""
     names = _names(directory)
@@ -32,8 +37,7 @@ def clean(directory: epath.Path) -> None:
 
 def begin(directory: epath.Path, step: int, folders: tuple[str, ...]) -> None:
     """An empty folder for a step, with folders in it, which does not count yet."""
-    _marker(directory, step).write_text("")
-    _delete(directory / str(step))
+    give_up(directory, step)
     for name in folders:
         (directory / str(step) / name).mkdir(parents=True, exist_ok=True)
 
@@ -44,10 +48,15 @@ def commit(directory: epath.Path, step: int) -> None:
     _marker(directory, step).unlink()
 
 
-def remove(directory: epath.Path, step: int) -> None:
-    """Removes a step, which does not count from the first moment on."""
+def give_up(directory: epath.Path, step: int) -> None:
+    """Removes what was written of a step, but not its marker: what tensorstore still writes of it, after a failure, must not count either."""
     _marker(directory, step).write_text("")
     _delete(directory / str(step))
+
+
+def remove(directory: epath.Path, step: int) -> None:
+    """Removes a step, which does not count from the first moment on."""
+    give_up(directory, step)
     _marker(directory, step).unlink()
 
 
@@ -68,7 +77,7 @@ def set_aside_after(directory: epath.Path, step: int, later: list[int]) -> None:
     for other in sorted(later, reverse=True):
         source, taken = directory / str(other), _names(group)
         target = group / next(name for name in (str(other), *(f"{other}.{n}" for n in range(2, len(taken) + 3))) if name not in taken)
-        if not _in_bucket(directory):
+        if not in_bucket(directory):
             source.rename(target)
             continue
         # The copy is whole before the marker allows to delete.
@@ -82,7 +91,7 @@ def damage(directory: epath.Path, step: int) -> str:
     """What is wrong with a step and what can be done, in a sentence; "" if every byte is as it was saved."""
     if not (faults := seal.faults(directory / str(step), step)):
         return ""
-    more = f", and {len(faults) - 3} files more" if len(faults) > 3 else ""
+    more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
     good = next((older for older in reversed(listed(directory)) if older < step and not seal.faults(directory / str(older), older)), None)
     advice = (
         "there is no good one before it, so train again in another workdir"
@@ -98,11 +107,6 @@ def _marker(directory: epath.Path, step: int) -> epath.Path:
 
 def _record(directory: epath.Path, step: int) -> epath.Path:
     return directory / SET_ASIDE / f"after_{step}.json"
-
-
-def _in_bucket(folder: epath.Path) -> bool:
-    """Where nothing can be renamed at once."""
-    return "://" in str(folder)
 
 
 def _names(folder: epath.Path) -> set[str]:

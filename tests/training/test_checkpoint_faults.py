@@ -124,7 +124,7 @@ DAMAGE: dict[str, tuple[Callable[[pathlib.Path], Any], str]] = {
     "missing": (lambda step: tiny.largest(step / "state").unlink(), r"state/[\w./]+ is missing"),
     "flipped": (lambda step: flip(tiny.largest(step / "state")), r"state/[\w./]+ has another content than was saved"),
     "foreign": (lambda step: shutil.copy(step.parent / "4" / "data.json", step), "data.json has another content than was saved"),
-    "many": (lambda step: [shutil.rmtree(step / name) for name in ("state", "warp")], r"state/\w+ is missing; .*, and \d+ files more"),
+    "many": (lambda step: [shutil.rmtree(step / name) for name in ("state", "warp")], r"state/\w+ is missing; .*; and \d+ more"),
     "all": (lambda step: [shutil.rmtree(step), step.mkdir()], "seal.json is missing"),
 }
 
@@ -227,7 +227,9 @@ def test_a_save_that_fails_is_told_and_the_next_one_is_made(size: int, workdir: 
         good = "the last good one is of step 6; once that is put right, the same command goes on from there."
         with pytest.raises(UserError, match=rf"the last checkpoint, of step 8, could not be saved \(File too large\): {good}"):
             checkpoints.finish()
-    assert tiny.snapshot(workdir / "checkpoints") == before
+    after = tiny.snapshot(workdir / "checkpoints")
+    marked = after.pop("8.unfinished")  # what tensorstore may still write must not count
+    assert marked and {name: kept for name, kept in after.items() if not name.startswith("8")} == before
     checkpoints.save(8, large, {"global_next_index": 1}, {})
     checkpoints.finish()
     assert checkpoints.failure() is None
