@@ -10,7 +10,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from cdcd_jax.config import CheckpointConfig, UserError
+from cdcd_jax.data import files
 from cdcd_jax.parallel.sharding import path_name
+from cdcd_jax.training import s3
 
 # What orbax and tensorstore raise for a file that is missing, truncated or not theirs.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
@@ -21,11 +23,16 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.Path, config: CheckpointConfig, read_only: bool = False):
         """`read_only` for whoever only restores, perhaps while a trainer saves. Raises UserError if there is nothing to read."""
-        self.directory = (workdir / "checkpoints").resolve()  # orbax takes absolute paths only
+        self.directory = files.absolute(workdir / "checkpoints")  # orbax takes absolute paths only
         if read_only and not self.directory.exists():
             raise UserError(f"there is no checkpoint in {workdir}: train first.")
         keep = None if read_only else config.keep_last
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not read_only, read_only=read_only)
+        mode = ocp.options.AtomicityMode.AUTO
+        if str(self.directory).startswith(s3.SCHEME):
+            s3.teach_orbax()
+            mode = ocp.options.AtomicityMode.COMMIT_FILE  # as in gs://: there is no atomic rename of a folder
+        atomicity = ocp.options.AtomicityOptions(mode)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not read_only, read_only=read_only, atomicity_options=atomicity)
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest_step(self) -> int | None:
