@@ -128,7 +128,7 @@ def stories(place: Place, whole: list[dict[str, Any]]) -> "dict[str, Future[Stor
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_killed_and_gone_on_with_the_losses_are_those_of_the_run_on_disk(scheme: str, place: Place, whole: list[dict[str, Any]], stories: Any) -> None:
+def test_killed_and_gone_on_with_it_has_the_losses_of_the_run_on_disk(scheme: str, place: Place, whole: Any, stories: Any) -> None:
     """Also that the lock of the killed process did not keep the next one waiting, and that a saved step's lines were there."""
     story: Story = stories[scheme].result()
     assert story.first.code == -signal.SIGKILL, story.first.stderr

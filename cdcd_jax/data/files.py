@@ -8,6 +8,7 @@ import contextlib
 import fnmatch
 import functools
 import importlib.util
+import logging
 import secrets
 import sys
 import threading
@@ -59,6 +60,7 @@ def _reach(bucket: str) -> None:
         raise UserError(f"{bucket} needs the package {package}: pip install {package}.")
     # What another process wrote meanwhile must be seen: listings would be remembered for ever.
     fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+    logging.getLogger(package).setLevel(logging.CRITICAL)  # the errors that it tells of at length are raised as well
     answer: list[Exception | None] = []
 
     def ask() -> None:
@@ -89,7 +91,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 def reason(error: Exception) -> str:
     """Why access failed, in one line."""
-    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())[:300]
+    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:300]
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """What a run writes as it goes: lines of .jsonl files, and scalars for TensorBoard (docs/DESIGN.md, 10)."""
 
+import contextlib
 import json
 import tempfile
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -66,8 +68,8 @@ class Journal:
 
     def close(self) -> None:
         """Brings what is left to its place. Raises UserError if a bucket does not take it."""
-        self._stop()
-        self._write()
+        with self._stopped():
+            self._write()
 
     def __enter__(self) -> "Journal":
         return self
@@ -76,14 +78,21 @@ class Journal:
         if kind is None:
             self.close()
         else:  # another error must not take the place of the one that is on its way
-            self._stop()
-            self._attempt()
+            with self._stopped():
+                self._attempt()
 
-    def _stop(self) -> None:
+    @contextlib.contextmanager
+    def _stopped(self) -> Iterator[None]:
+        """Nothing new comes in the block, and afterwards nothing is left on this machine."""
         self._summaries.close()
         self._ending.set()
         if self._thread is not None:
             self._thread.join()
+        try:
+            yield
+        finally:
+            if self._folder is not None:
+                self._folder.cleanup()
 
     def _now_and_then(self) -> None:
         while not self._ending.wait(self.seconds):

@@ -26,7 +26,7 @@ def teach_orbax() -> None:
     for (module, name), ours in zip(PLACES, here, strict=True):
         theirs = getattr(module, name, None)
         if theirs is None:
-            raise UserError(f"this release of orbax-checkpoint keeps no checkpoint in s3:// (it has no {name}): install the one of requirements.lock.")
+            raise UserError(f"this release of orbax-checkpoint cannot be taught s3:// (it has no {name}): install the one of requirements.lock.")
         setattr(module, name, _either(theirs, ours))
 
 
