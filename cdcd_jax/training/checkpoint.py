@@ -13,9 +13,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from cdcd_jax.config import CheckpointConfig, UserError
+from cdcd_jax.data import files
 from cdcd_jax.parallel.agreement import agree
 from cdcd_jax.parallel.sharding import path_name
-from cdcd_jax.training import steps
+from cdcd_jax.training import s3, steps
 
 PARTS = ("state", "warp")  # what orbax writes, a folder each
 # Made beforehand: in these orbax's other processes wait for its first one to get so far, ten minutes long where that one has failed.
@@ -121,7 +122,7 @@ class Checkpoints:
             _check(folder, abstract)
             state = self._handlers["state"].restore(folder / "state", args=ocp.args.StandardRestore(abstract))
             return state, json.loads((folder / "data.json").read_text()), json.loads((folder / "meta.json").read_text())
-        except UNREADABLE as error:
+        except UNREADABLE + files.failures() as error:
             raise UserError(f"the checkpoint {folder}, every byte of which is as it was saved, cannot be read ({_reason(error)}).") from error
 
     def set_aside_after(self, step: int) -> str:
@@ -216,7 +217,7 @@ def restore_part(workdir: epath.Path, abstract: dict[str, Any]) -> tuple[dict[st
             return ocp.PyTreeCheckpointHandler().restore(folder / "state", args=arguments), json.loads((folder / "meta.json").read_text())
         except UserError as error:
             failure = error
-        except UNREADABLE as error:
+        except UNREADABLE + files.failures() as error:
             failure = UserError(f"the checkpoint {folder} cannot be read ({_reason(error)}).")
     raise failure
 
@@ -230,8 +231,9 @@ def read_json(path: epath.Path) -> Any:
 
 
 def _directory(workdir: epath.Path) -> epath.Path:
-    directory = workdir / "checkpoints"
-    return directory if steps.in_bucket(directory) else directory.resolve()  # orbax takes absolute paths only
+    if str(workdir).startswith(s3.SCHEME):
+        s3.teach_orbax()
+    return files.absolute(workdir / "checkpoints")  # orbax takes absolute paths only
 
 
 def _check(folder: epath.Path, abstract: Any, whole: bool = True) -> None:

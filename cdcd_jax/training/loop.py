@@ -5,8 +5,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,17 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from cdcd_jax.config import Config, UserError, to_json
-from cdcd_jax.data import pipeline, tokenizers
+from cdcd_jax.data import files, pipeline, tokenizers
 from cdcd_jax.parallel.mesh import batch_sharding, make_mesh
 from cdcd_jax.parallel.sharding import shardings
 from cdcd_jax.training import telemetry, workdir
 from cdcd_jax.training.checkpoint import Checkpoints, newest_step, step_to_go_back_to
+from cdcd_jax.training.journal import Journal
+from cdcd_jax.training.lock import locked
 from cdcd_jax.training.optim import factor
 from cdcd_jax.training.progress import console, progress
 from cdcd_jax.training.state import PROBE_STREAM, TrainState, init_state, stream_key
 from cdcd_jax.training.step import Step, make_apply, make_step
-
-if TYPE_CHECKING:
-    from clu.metric_writers import MetricWriter
 
 DONE, INTERRUPTED, AGAIN = 0, 130, 75  # exit codes: finished; Ctrl-C, saved; told to stop (SIGTERM), saved: start me again
 
@@ -75,7 +74,7 @@ def train(config: Config, directory: epath.Path, go_back_to: int | None = None) 
             )
     if saved is not None and saved >= config.train.num_steps:
         if before != config:  # in what may change
-            workdir.write_whole(directory / "config.json", to_json(config))
+            files.write_whole(directory / "config.json", to_json(config))
         console.print(f"{directory} is complete: {saved:,} steps of {config.train.num_steps:,} are done.", soft_wrap=True)
         return DONE
     mesh = make_mesh(config.mesh, config.train.batch_size)
@@ -94,7 +93,7 @@ def train(config: Config, directory: epath.Path, go_back_to: int | None = None) 
     abstract = jax.eval_shape(lambda: init_state(config, log_prior))
     sharding = shardings(abstract, mesh)
     lock = contextlib.ExitStack()
-    lock.enter_context(workdir.locked(directory))
+    still_ours = lock.enter_context(locked(directory))
     checkpoints = Checkpoints(directory, config.checkpoint)
     try:
         if saved is None:
@@ -118,11 +117,11 @@ def train(config: Config, directory: epath.Path, go_back_to: int | None = None) 
                 )
             console.print(f"going on from step {start:,} of {directory}")
         if before != config:
-            workdir.write_whole(directory / "config.json", to_json(config))
+            files.write_whole(directory / "config.json", to_json(config))
         for name in ("metrics.jsonl", "telemetry.jsonl"):
             workdir.cut_after(directory / name, start)
         step = make_step(config, sharding, batch_sharding(mesh))
-        return Loop(config, directory, corpus, checkpoints, meta).run(step, state, start, batches, batch_sharding(mesh))
+        return Loop(config, directory, corpus, checkpoints, meta, still_ours).run(step, state, start, batches, batch_sharding(mesh))
     finally:
         batches.close()
         checkpoints.close()
@@ -132,8 +131,16 @@ def train(config: Config, directory: epath.Path, go_back_to: int | None = None) 
 class Loop:
     """One life of a run: the loop over steps, and what it writes."""
 
-    def __init__(self, config: Config, directory: epath.Path, corpus: pipeline.Corpus, checkpoints: Checkpoints, meta: dict[str, Any]):
-        self.config, self.directory, self.checkpoints, self.meta = config, directory, checkpoints, meta
+    def __init__(
+        self,
+        config: Config,
+        directory: epath.Path,
+        corpus: pipeline.Corpus,
+        checkpoints: Checkpoints,
+        meta: dict[str, Any],
+        still_ours: Callable[[], None],
+    ):
+        self.config, self.directory, self.checkpoints, self.meta, self.still_ours = config, directory, checkpoints, meta, still_ours
         self.characters_per_token = corpus.valid_characters / len(corpus.valid)
         windows = pipeline.windows(corpus.valid, config.data.sequence_length)
         chosen = np.linspace(0, len(windows) - 1, min(config.log.probe_sequences, len(windows))).astype(int)
@@ -147,11 +154,7 @@ class Loop:
         steps, stop, c = self.config.train.num_steps, Stop(), self.config
         began = said = time.monotonic()
         said_step, before = start, None
-        from clu import metric_writers  # here, because it imports TensorFlow: seconds, which a user's mistake need not wait for
-
-        # Summaries go to a writer of their own thread; the loop never waits for the disk.
-        writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(self.directory.as_posix()))
-        with stop.listening(), progress(steps, "training", start) as bar:
+        with stop.listening(), Journal(self.directory) as journal, progress(steps, "training", start) as bar:
             for done in range(start + 1, steps + 1):
                 state, metrics = step(state, jax.make_array_from_process_local_data(sharding, next(batches)["tokens"]))
                 # Wait for the step before, not for this one: the device always has a step to do.
@@ -165,11 +168,13 @@ class Loop:
                     now = time.monotonic()
                     tokens = (done - said_step) * c.train.batch_size * c.data.sequence_length
                     speed = tokens / max(now - said - self.paused, 1e-9)
-                    self.log(writer, done, values | {"tokens_per_second": speed, "seconds": now - began})
+                    self.log(journal, done, values | {"tokens_per_second": speed, "seconds": now - began})
                     bar.update(done, f"{self.read_out}loss {values['loss']:.2f}  {speed:,.0f} tokens/s")
                     said, said_step, self.paused = now, done, 0.0
                 if done % c.checkpoint.every_steps == 0 or last:
                     self.check(done, metrics)
+                    journal.flush()  # the lines up to a saved step are in place before it is saved
+                    self.still_ours()
                     # The iterator's state is taken before the next batch is.
                     self.checkpoints.save(done, state, batches.get_state(), self.meta)
                 if sentence := self.checkpoints.failure():
@@ -177,8 +182,7 @@ class Loop:
                 if stopping:
                     break
                 if done % c.log.probe_every_steps == 0 or last:
-                    self.probe(writer, done, state)
-            writer.close()
+                    self.probe(journal, done, state)
             self.checkpoints.finish()
         if stopping and stop.code is not None:
             console.print(f"stopped and saved at step {done:,} of {steps:,}; the same command goes on from there.")
@@ -199,13 +203,13 @@ class Loop:
             )
         return values
 
-    def log(self, writer: "MetricWriter", step: int, values: dict[str, float]) -> None:
+    def log(self, journal: Journal, step: int, values: dict[str, float]) -> None:
         """A line of metrics.jsonl, and the same to TensorBoard."""
         line = {"step": step, **values, "learning_rate": self.config.optim.learning_rate * float(factor(self.config, step - 1, np))}
-        append(self.directory / "metrics.jsonl", line)
-        writer.write_scalars(step, {f"train/{name}": value for name, value in line.items() if name != "step"})
+        journal.append("metrics.jsonl", line)
+        journal.scalars(step, {f"train/{name}": value for name, value in line.items() if name != "step"})
 
-    def probe(self, writer: "MetricWriter", step: int, state: TrainState) -> None:
+    def probe(self, journal: Journal, step: int, state: TrainState) -> None:
         """A line of telemetry.jsonl, its scalars to TensorBoard, its warnings to the log, its bound to the progress bar."""
         began = time.monotonic()
         # The same windows, noise levels and noise in every probe, so that what changes between two of them is the model.
@@ -213,15 +217,9 @@ class Loop:
         line = {"step": step} | telemetry.probe(
             self.config, self.measure, state.ema, state.log_prior, self.probe_windows, self.characters_per_token, key
         )
-        append(self.directory / "telemetry.jsonl", line)
-        writer.write_scalars(step, {f"probe/{name}": value for name, value in line.items() if isinstance(value, float)})
+        journal.append("telemetry.jsonl", line)
+        journal.scalars(step, {f"probe/{name}": value for name, value in line.items() if isinstance(value, float)})
         for sentence in telemetry.warnings(line):
             console.print(f"warning at step {step}: {sentence}", style="yellow")
         self.read_out = f"bound {line['bits_per_char']:.2f} bits/char  half known at σ {line['half_information_sigma']:.2f}  "
         self.paused += time.monotonic() - began
-
-
-def append(path: epath.Path, line: dict[str, Any]) -> None:
-    """Adds a line to a .jsonl file."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")

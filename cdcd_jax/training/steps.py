@@ -11,14 +11,10 @@ import re
 import fsspec
 from etils import epath
 
+from cdcd_jax.data import files
 from cdcd_jax.training import seal
 
 UNFINISHED, SET_ASIDE = ".unfinished", "set_aside"
-
-
-def in_bucket(folder: epath.Path) -> bool:
-    """Where nothing can be renamed at once."""
-    return "://" in str(folder)
 
 
 def listed(directory: epath.Path) -> list[int]:
@@ -77,7 +73,7 @@ def set_aside_after(directory: epath.Path, step: int, later: list[int]) -> None:
     for other in sorted(later, reverse=True):
         source, taken = directory / str(other), _names(group)
         target = group / next(name for name in (str(other), *(f"{other}.{n}" for n in range(2, len(taken) + 3))) if name not in taken)
-        if not in_bucket(directory):
+        if not files.in_bucket(directory):
             source.rename(target)
             continue
         # The copy is whole before the marker allows to delete.

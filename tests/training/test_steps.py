@@ -126,7 +126,7 @@ def test_killed_while_clearing_away(directory: epath.Path) -> None:
 @pytest.mark.parametrize("bucket", [False, True])
 def test_killed_while_going_back(bucket: bool, directory: epath.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a bucket, which cannot rename, a step is copied before it is removed."""
-    monkeypatch.setattr(steps, "in_bucket", lambda _: bucket)
+    monkeypatch.setattr(steps.files, "in_bucket", lambda _: bucket)
     make(directory, 12)
     for limit in itertools.count():
         here = fresh(directory, f"{bucket}{limit}")
