@@ -13,24 +13,20 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from cdcd_jax.config import CheckpointConfig, UserError
-from cdcd_jax.parallel.mesh import AXES
-from cdcd_jax.parallel.sharding import shardings
 from cdcd_jax.training import steps
 from cdcd_jax.training.checkpoint import Checkpoints, newest_step
-from cdcd_jax.training.state import TrainState, init_state
+from cdcd_jax.training.state import TrainState
 from tests import forked, tiny
 
 # The life of a process, run below in processes of their own: (folder) -> None.
 Life = Callable[[pathlib.Path], None]
 
 
-def machines() -> tuple[TrainState, Callable[[TrainState], TrainState]]:
-    """Shapes and shardings of the tiny run's state over all devices, and an update of it that gives the same bits on every mesh."""
-    abstract = jax.eval_shape(lambda: init_state(tiny.config(), tiny.LOG_PRIOR))
-    mesh = jax.make_mesh((1, jax.device_count(), 1), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
-    sharding = shardings(abstract, mesh)
-    update = jax.jit(lambda state: jax.tree.map(lambda a: a * 3 + 1, state), out_shardings=sharding, donate_argnums=0)
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding), update
+def machines() -> tuple[tiny.Trainer, Callable[[TrainState], TrainState]]:
+    """The tiny run over all devices, and an update of its state that gives the same bits on every mesh."""
+    work = tiny.trainer(tiny.config(), tiny.mesh(1, jax.device_count(), 1))
+    sharding = jax.tree.map(lambda a: a.sharding, work.abstract)
+    return work, jax.jit(lambda state: jax.tree.map(lambda a: a * 3 + 1, state), out_shardings=sharding, donate_argnums=0)
 
 
 def numbers(state: TrainState) -> list[np.ndarray]:
@@ -43,8 +39,8 @@ def opened(folder: pathlib.Path) -> Checkpoints:
 
 
 def begin_and_save(folder: pathlib.Path) -> None:
-    abstract, update = machines()
-    state = jax.jit(lambda: init_state(tiny.config(), tiny.LOG_PRIOR), out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
+    work, update = machines()
+    state = work.init()
     checkpoints = opened(folder)
     for step in (1, 2, 3):
         state = update(state)
@@ -57,9 +53,9 @@ def begin_and_save(folder: pathlib.Path) -> None:
 
 def restored(checkpoints: Checkpoints, folder: pathlib.Path, step: int) -> TrainState:
     """The state of the newest step; updated as often as it must be, it is the one that the first two processes ended with."""
-    abstract, update = machines()
+    work, update = machines()
     assert checkpoints.latest_step() == newest_step(epath.Path(folder / "run")) == step
-    state, data, _ = checkpoints.restore(abstract)
+    state, data, _ = checkpoints.restore(work.abstract)
     assert data == {"global_next_index": step}
     if step == 3:
         state = update(state)
@@ -93,7 +89,7 @@ def restore_and_fail(folder: pathlib.Path) -> None:
     multihost_utils.sync_global_devices("saved")
     if me == 0:
         (checkpoints.directory / "7" / "data.json").write_text("{}")
-    abstract, _ = machines()
+    abstract = machines()[0].abstract
     try:
         checkpoints.restore(abstract)
     except UserError as error:
