@@ -20,7 +20,7 @@ import pytest
 from tests import buckets, forked, tiny
 from tests.training.test_resume import SAME
 
-STEPS, EVERY = 200, 20
+STEPS, EVERY = 120, 20
 CHANGES = {"train.num_steps": STEPS, "checkpoint.every_steps": EVERY, "checkpoint.keep_last": 2}
 SCHEMES = ("gs", "s3")
 SIGNED = {"Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=none"}
@@ -69,7 +69,7 @@ class Place:
             if (lines := self.lines(scheme)) and lines[-1]["step"] > kill_after:
                 os.kill(process.pid or 0, signal.SIGKILL)
                 break
-            time.sleep(0.02)
+            time.sleep(0.1)
         process.join(max(deadline - time.monotonic(), 0))
         if process.exitcode is None:
             process.kill()

@@ -66,6 +66,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: pathlib.Path, monkeypat
     with pytest.raises(UserError, match=r"er/a.json cannot be written \(No space left on device\)."):
         files.write_whole(path, "new")
     assert [p.name for p in path.parent.iterdir()] == ["a.json"] and path.read_bytes() == b"\xff"
+    monkeypatch.undo()
+    (tmp_path / "taken").mkdir()
+    for name in ("taken", "deep/er/a.json/b"):
+        with pytest.raises(UserError, match=f"{name} cannot be written"):
+            files.write_whole(epath.Path(tmp_path / name), "text")
+    assert {p.name for p in tmp_path.iterdir()} == {"deep", "taken"}
 
 
 def test_a_reason_is_one_line() -> None:
