@@ -4,13 +4,11 @@ import json
 from typing import Any
 
 from absl import flags
-from etils import epath
 
 from cdcd_jax import doors
-from cdcd_jax.config import UserError
+from cdcd_jax.data import files
 from cdcd_jax.run import load_run
 from cdcd_jax.training.progress import console
-from cdcd_jax.training.workdir import write_whole
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run.", required=True)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "How many texts.")
@@ -39,16 +37,10 @@ def main() -> int:
     run = load_run(WORKDIR.value)
     samples = run.sample(NUM_SAMPLES.value, **where, **settings)
     name = "template_samples" if TEMPLATE.value is not None else "prompt_samples" if PROMPT.value is not None else "samples"
-    path = epath.Path(OUTPUT.value) if OUTPUT.value else run.workdir / "samples" / f"{name}.jsonl"
-    files = {path: "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples)}
+    path = files.locate(OUTPUT.value) if OUTPUT.value else run.workdir / "samples" / f"{name}.jsonl"
+    files.write_whole(path, "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples))
     if TRAJECTORY.value:
-        files[epath.Path(TRAJECTORY.value)] = json.dumps(run.trajectory(**where, **settings), ensure_ascii=False)
-    for file, content in files.items():
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, content)
-        except OSError as error:
-            raise UserError(f"{file} cannot be written ({error.strerror or error}).") from error
+        files.write_whole(files.locate(TRAJECTORY.value), json.dumps(run.trajectory(**where, **settings), ensure_ascii=False))
     for sample in samples:
         print(sample.text, end="\n\n")
     console.print(f"{len(samples)} samples at step {run.step:,}, {samples[0].nfe} denoiser calls each: {path}", soft_wrap=True)

@@ -34,7 +34,7 @@ class Ended(NamedTuple):
 def begin(
     name: str, args: list[str], streams: list[str], settings: dict[str, Any] | None = None, environment: dict[str, str] | None = None
 ) -> BaseProcess:
-    """Starts a door from the root of the project, with stdout and stderr in two files, and some of JAX's settings and the environment changed."""
+    """Starts a door from the root of the project, with stdout and stderr in two files, and some of JAX's settings and variables changed."""
     process = CONTEXT.Process(target=_door, args=(name, args, streams, settings or {}, environment or {}))
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))} | {"JAX_PLATFORMS": "cpu"}
     with mock.patch.dict(os.environ, clean, clear=True):  # the first call starts the process that is copied
@@ -57,7 +57,7 @@ def door(name: str, *args: object, timeout: float = 250.0) -> Ended:
 
 def _door(name: str, args: list[str], streams: list[str], settings: dict[str, Any], environment: dict[str, str]) -> None:
     os.chdir(ROOT)
-    os.environ |= environment
+    os.environ.update(environment)
     for number, path in enumerate(streams, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     for setting, value in settings.items():

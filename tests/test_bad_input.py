@@ -156,16 +156,21 @@ CASES: dict[str, Case] = {
     "workdir that nobody may make": (lambda p: p.train("/proc/run"), "the workdir /proc/run cannot be written ("),
     "lost checkpoints": (lambda p: p.train(p.without_checkpoint("lost")), "lost has saved step 20 but holds no checkpoint: put its"),
     "unreadable checkpoint": (
-        lambda p: p.train(p.damaged("damaged_train"), train__num_steps=30), "damaged_train/checkpoints/20 cannot be read ("
+        lambda p: p.train(p.damaged("damaged_train"), train__num_steps=30), "damaged_train/checkpoints/20 is damaged (state/"
     ),
+    "a step that is not there": (
+        lambda p: ("train", [*p.train(p.run, train__num_steps=30)[1], "--go_back_to=15"]), "there are those of steps 10 and 20."
+    ),
+    "a step of no run": (lambda p: ("train", [*p.fresh()[1], "--go_back_to=15"]), "there is none."),
+    "no step": (lambda p: ("train", [*p.train(p.run)[1], "--go_back_to=-5"]), "flag --go_back_to=-5"),
     # The loss
     "no number": (lambda p: p.fresh(optim__learning_rate=1e30), "is not finite at step 2, and nothing is saved yet: train in another workdir"),
     # Sampling
     "sample: no such run": (lambda p: p.sample(workdir=p.folder / "nowhere"), "nowhere is not a run's workdir: it has no config.json."),
     "sample: not a run": (lambda p: p.sample(workdir=p.folder), "is not a run's workdir: it has no config.json."),
     "sample: no checkpoint": (lambda p: p.sample(workdir=p.without_checkpoint("bare_sample")), "there is no checkpoint in"),
-    "sample: unreadable checkpoint": (lambda p: p.sample(workdir=p.damaged("damaged_sample")), "damaged_sample/checkpoints/20 cannot be read ("),
-    "sample: checkpoint without arrays": (lambda p: p.sample(workdir=p.without_arrays()), "without_arrays/checkpoints/20 cannot be read ("),
+    "sample: unreadable checkpoint": (lambda p: p.sample(workdir=p.damaged("damaged_sample")), "damaged_sample/checkpoints/20 is damaged (state/"),
+    "sample: checkpoint without arrays": (lambda p: p.sample(workdir=p.without_arrays()), "without_arrays/checkpoints/20 is damaged (state/"),
     "sample: damaged tokenizer": (lambda p: p.sample(workdir=p.with_file("t", "tokenizer/tokenizer.json", "[]")), "is damaged"),
     "sample: unknown solver": (lambda p: p.sample("--solver=eulr"), "unknown solver 'eulr' (did you mean \"euler\"?)."),
     "sample: no samples": (lambda p: p.sample("--num_samples=0"), "num_samples must be at least 1, not 0."),
@@ -198,7 +203,7 @@ CASES: dict[str, Case] = {
     "evaluate: no samples": (lambda p: p.evaluate("--metrics=entropy", "--num_samples=0"), "num_samples must be at least 1, not 0."),
     "evaluate: not a run": (lambda p: p.evaluate(workdir=p.folder), "is not a run's workdir: it has no config.json."),
     "evaluate: no checkpoint": (lambda p: p.evaluate(workdir=p.without_checkpoint("bare_evaluate")), "there is no checkpoint in"),
-    "evaluate: unreadable checkpoint": (lambda p: p.evaluate(workdir=p.damaged("damaged_evaluate")), "cannot be read ("),
+    "evaluate: unreadable checkpoint": (lambda p: p.evaluate(workdir=p.damaged("damaged_evaluate")), "with --go_back_to=10 goes on from step 10"),
     "evaluate: the text is gone": (
         lambda p: p.evaluate(workdir=p.with_file("moved", "config.json", (p.run / "config.json").read_text().replace("corpus.txt", "gone.txt"))),
         "gone.txt' does not exist",

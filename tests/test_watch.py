@@ -121,7 +121,7 @@ def test_a_process_that_stands_still_leaves_with_75_and_says_where(phase: str, s
 
 def test_one_process_alone_has_nobody_to_ask() -> None:
     assert not hosts.several() and hosts.first() and hosts.name() == "this process"
-    assert hosts.agree(3) == 3 and hosts.depart(75) == 75
+    assert hosts.largest(3) == 3 and hosts.depart(75) == 75
     hosts.compare({"a": 1})
     hosts.barrier("anything")
 

@@ -213,12 +213,12 @@ def barrier(what: str) -> None:
         _waiting = ""
 
 
-def agree(value: int) -> Any:
+def largest(value: int) -> Any:
     """The largest of the processes' values, for all of them: something that `int` waits for. All must call it, in the same order."""
     if not several():
         return value
-    spread, largest = _agreement()
-    return largest(jax.make_array_from_process_local_data(spread, np.full(jax.local_device_count(), value, np.int32)))
+    spread, function = _agreement()
+    return function(jax.make_array_from_process_local_data(spread, np.full(jax.local_device_count(), value, np.int32)))
 
 
 @functools.cache

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from etils import epath
 from markupsafe import Markup
 
 from cdcd_jax.config import UserError
+from cdcd_jax.data import files
 from cdcd_jax.evaluation import templates
 from cdcd_jax.reporting import pictures
 from cdcd_jax.reporting.records import BOUND, QUALITY, Recorded, commands, load, training_seconds
@@ -233,17 +233,6 @@ def render(run: Recorded) -> str:
     )
 
 
-def write_atomically(path: epath.Path, content: bytes) -> None:
-    """Writes beside `path` first and then renames, so that a reader sees the old file or the new one. Raises UserError when it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): make its folder writable, or free the name.") from error
-
-
 def write(workdir: epath.PathLike, picture: str | None = None) -> Recorded:
     """Reads a workdir, writes report.html and report.json into it and, where asked, the README's picture to `picture` (.svg or .png)."""
     kind = epath.Path(picture).suffix[1:] if picture else ""
@@ -252,9 +241,8 @@ def write(workdir: epath.PathLike, picture: str | None = None) -> Recorded:
     run = load(workdir)
     if picture and run.trajectory is None:
         raise UserError(f"{run.workdir} has no samples/trajectory.json for the picture: make it with {commands(run.workdir)['trajectory']}.")
-    files = {run.workdir / "report.html": render(run).encode(), run.workdir / "report.json": (json.dumps(summary(run), indent=2) + "\n").encode()}
+    files.write_whole(run.workdir / "report.html", render(run))
+    files.write_whole(run.workdir / "report.json", json.dumps(summary(run), indent=2) + "\n")
     if picture and run.trajectory is not None:
-        files[epath.Path(picture)] = pictures.readme_picture(run.trajectory, run.telemetry[-1] if run.telemetry else None, kind)
-    for path, content in files.items():
-        write_atomically(path, content)
+        files.write_whole(files.locate(picture), pictures.readme_picture(run.trajectory, run.telemetry[-1] if run.telemetry else None, kind))
     return run

@@ -10,6 +10,7 @@ from etils import epath
 
 from cdcd_jax import config as config_lib
 from cdcd_jax.config import UserError
+from cdcd_jax.data import files
 
 # What a record must hold: "int", "number" (null reads as not a number), "numbers" and "list" (neither empty), "text".
 METRICS = {"step": "int", "loss": "number", "tokens_per_second": "number", "seconds": "number"}
@@ -119,7 +120,7 @@ def _config(path: epath.Path) -> config_lib.Config | None:
 
 def load(workdir: epath.PathLike) -> Recorded:
     """Reads and checks a workdir. Raises UserError when it is missing, has no metrics yet, or holds a damaged file."""
-    folder = epath.Path(workdir)
+    folder = files.locate(workdir)
     if not folder.is_dir():
         raise UserError(f"there is no workdir {str(workdir)!r}: name the folder of a run, as --workdir=runs/demo.")
     metrics = read_lines(folder / "metrics.jsonl", METRICS)

@@ -6,8 +6,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +17,19 @@ from jax.sharding import Mesh, NamedSharding
 
 from cdcd_jax import interrupts
 from cdcd_jax.config import AGAIN, DONE, Config, UserError, to_json
-from cdcd_jax.data import pipeline, tokenizers
+from cdcd_jax.data import files, pipeline, tokenizers
 from cdcd_jax.parallel import hosts
 from cdcd_jax.parallel.clock import Clock
 from cdcd_jax.parallel.mesh import batch_sharding, make_mesh
 from cdcd_jax.parallel.sharding import shardings
 from cdcd_jax.training import goodput, telemetry, workdir
-from cdcd_jax.training.checkpoint import Checkpoints, newest_step
+from cdcd_jax.training.checkpoint import Checkpoints, newest_step, step_to_go_back_to
+from cdcd_jax.training.journal import Journal
+from cdcd_jax.training.lock import locked
 from cdcd_jax.training.optim import factor
 from cdcd_jax.training.progress import Progress, console, progress
 from cdcd_jax.training.state import PROBE_STREAM, TrainState, init_state, stream_key
 from cdcd_jax.training.step import Step, make_apply, make_step
-
-if TYPE_CHECKING:
-    from clu.metric_writers import MetricWriter
 
 
 class Interrupted(Exception):
@@ -71,8 +70,10 @@ class Stop:
         self.code = self.CODES[signal.Signals(number)]
 
 
-def train(config: Config, directory: epath.Path, clock: Clock) -> int:
-    """Trains, or goes on training, the run in `directory`; returns the exit code. Every process of a job calls it; the first one writes.
+def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int | None = None) -> int:
+    """Trains, or goes on training, the run in `directory`, from its newest checkpoint or from that of step `go_back_to`; returns the exit code.
+
+    Every process of a job calls it; the first one writes.
 
     Raises UserError for every mistake of the user's, and for a loss that is not finite; nothing that was saved is lost.
     """
@@ -82,11 +83,13 @@ def train(config: Config, directory: epath.Path, clock: Clock) -> int:
         hosts.compare(workdir.flat(dataclasses.asdict(config)) | {"--workdir": directory.as_posix()})
         first = hosts.first()
         mesh = make_mesh(config.mesh, config.train.batch_size)
+        there, still_ours = True, never
         if first:
-            there = begin(config, directory, stack)
+            there = workdir.prepare(directory, config)
+            still_ours = stack.enter_context(locked(directory))
         else:
             hosts.barrier("the workdir is there")
-        corpus = pipeline.load_corpus(config.data, tokenizers.load(directory / "tokenizer") if not first or there else None)
+        corpus = pipeline.load_corpus(config.data, tokenizers.load(directory / "tokenizer") if there else None)
         batches = pipeline.batches(
             corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, jax.process_index(), jax.process_count()
         )
@@ -95,13 +98,17 @@ def train(config: Config, directory: epath.Path, clock: Clock) -> int:
             if not there:
                 workdir.write(directory, config, corpus.tokenizer)
             hosts.barrier("the workdir is there")
-        saved = int(hosts.agree(newest_step(directory) or 0 if first else 0))
+        newest = newest_step(directory)
+        back = None if go_back_to is None else step_to_go_back_to(directory, go_back_to)
+        saved = (newest if back is None else back) or 0
+        if first:
+            workdir.check_saved(directory, newest)
         if saved > config.train.num_steps:
             raise UserError(
                 f"{directory} has a checkpoint of step {saved:,}, beyond train.num_steps = {config.train.num_steps:,}: give at least {saved:,}."
             )
         probed = workdir.last_step(directory / "telemetry.jsonl") if first else 0
-        if saved == config.train.num_steps and int(hosts.agree(probed)) >= saved:
+        if saved == config.train.num_steps and int(hosts.largest(probed)) >= saved:
             if first:
                 console.print(f"{directory} is complete: {saved:,} steps of {config.train.num_steps:,} are done.", soft_wrap=True)
             return DONE
@@ -120,25 +127,27 @@ def train(config: Config, directory: epath.Path, clock: Clock) -> int:
             state = jax.jit(lambda: init_state(config, jnp.asarray(log_prior)), out_shardings=sharding)()
         else:
             targets = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding)
-            state, position, saved_meta = checkpoints.restore(targets)
+            with clock.phase("checkpoint"):
+                state, position, saved_meta = checkpoints.restore(targets, saved)
             for what in ("tokenizer_fingerprint", "data_fingerprint"):
                 if saved_meta[what] != meta[what]:
                     kind = what.removesuffix("_fingerprint")
                     raise UserError(f"{directory} was trained with another {kind} than {config.data.source!r} gives now; nothing was changed.")
             batches.set_state(position)
-        loop = Loop(config, directory, corpus, checkpoints, meta, mesh, clock, stop)
+            if back is not None:
+                said = checkpoints.set_aside_after(back)
+                if first:
+                    console.print(said, soft_wrap=True)
+            elif go_back_to is not None and first:
+                console.print(
+                    f"this run went back to step {go_back_to} before, so it goes on from its newest checkpoint; to go back once more, remove "
+                    f"{directory / 'checkpoints' / 'set_aside' / f'after_{go_back_to}.json'} first.",
+                    soft_wrap=True,
+                )
+        loop = Loop(config, directory, corpus, checkpoints, meta, mesh, clock, stop, still_ours)
         if first:
             loop.go_on(saved)
         return loop.run(make_step(config, sharding, batch_sharding(mesh)), state, saved, batches)
-
-
-def begin(config: Config, directory: epath.Path, stack: contextlib.ExitStack) -> bool:
-    """What the first process does alone: makes or checks the workdir, and locks it for as long as the stack lasts. True if a run is there."""
-    there = workdir.prepare(directory, config)
-    stack.enter_context(workdir.locked(directory))
-    if there:
-        workdir.check_saved(directory, newest_step(directory))
-    return there
 
 
 class Loop:
@@ -154,8 +163,10 @@ class Loop:
         mesh: Mesh,
         clock: Clock,
         stop: Stop,
+        still_ours: Callable[[], None],
     ):
         self.config, self.directory, self.checkpoints, self.meta, self.clock, self.stop = config, directory, checkpoints, meta, clock, stop
+        self.still_ours = still_ours
         self.first = hosts.first()
         self.sharding: NamedSharding = batch_sharding(mesh)
         self.characters_per_token = corpus.valid_characters / len(corpus.valid)
@@ -163,8 +174,9 @@ class Loop:
         chosen = np.linspace(0, len(windows) - 1, min(config.log.probe_sequences, len(windows))).astype(int)
         self.probe_windows = windows[chosen]
         self.measure = telemetry.make_measure(config, make_apply(config, corpus.tokenizer.vocab_size), mesh)
-        self.writer: MetricWriter | None = None
+        self.journal: Journal | None = None
         self.bar: Progress | None = None
+        self.marked: int | None = None  # the checkpoint that is written down as complete
         self.read_out = ""  # what the last probe said, for the progress bar
         self.before = goodput.nothing()  # the lives before
         self.said = (0, 0.0)  # the last logged step, and the seconds spent on steps until then
@@ -180,7 +192,7 @@ class Loop:
                 "length, so this will not be the run that it would have been from the start.", soft_wrap=True
             )
         if there != self.config:  # in what may change
-            workdir.write_whole(self.directory / "config.json", to_json(self.config))
+            files.write_whole(self.directory / "config.json", to_json(self.config))
         self.before = goodput.carried(workdir.lines(self.directory / "metrics.jsonl"), saved, self.clock.began)
         for name in ("metrics.jsonl", "telemetry.jsonl"):
             workdir.cut_after(self.directory / name, saved)
@@ -193,15 +205,15 @@ class Loop:
         missing = self.first and start > 0 and self.probe_due(start) and workdir.last_step(self.directory / "telemetry.jsonl") < start
         with contextlib.ExitStack() as stack:
             if self.first:
-                self.writer = stack.enter_context(self.summaries())
+                self.journal = stack.enter_context(Journal(self.directory))
                 self.bar = stack.enter_context(progress(steps, "training", start))
             if self.first:
                 console.print("compiling the train step ...")
             self.clock.enter("compile")
             stop.begin()
-            if int(hosts.agree(missing)):  # the evaluation after the last saved step was cut short
+            if int(hosts.largest(missing)):  # the evaluation after the last saved step was cut short
                 self.probe(start, state)
-            before, asked = None, hosts.agree(stop.code)
+            before, asked = None, hosts.largest(stop.code)
             for done in range(start + 1, steps + 1):
                 with self.clock.phase("data"):
                     rows = next(batches)["tokens"]
@@ -209,13 +221,14 @@ class Loop:
                 # Wait for the step before, not for this one: the device always has a step to do. The hosts agree in the same rhythm.
                 if before is not None:
                     self.finish(done - 1, before)
-                before, code, asked = metrics, int(asked), hosts.agree(stop.code)
+                before, code, asked = metrics, int(asked), hosts.largest(stop.code)
                 last = done == steps or code != 0
                 if done % c.checkpoint.every_steps == 0 or last:
                     self.finish(done, metrics, line=True)
                     before = None
                     # The iterator's state is taken before the next batch is.
                     self.save(done, state, batches.get_state())
+                self.look_at_saves(done)
                 if code and done < steps:
                     break
                 if self.probe_due(done):
@@ -223,12 +236,12 @@ class Loop:
                         self.finish(done, metrics)
                         before = None
                     if not self.probe(done, state):  # it was cut short by a signal, and is done again in the next life
-                        code = int(hosts.agree(stop.code))
+                        code = int(hosts.largest(stop.code))
                         self.save(done, state, batches.get_state())
                         break
             with self.clock.phase("checkpoint"):
-                self.checkpoints.wait()
-            self.mark()
+                self.checkpoints.finish()
+            self.look_at_saves(done)
         if code:
             if self.first:
                 console.print(f"stopped and saved at step {done:,} of {steps:,}; the same command goes on from there.")
@@ -242,12 +255,20 @@ class Loop:
     def save(self, step: int, state: TrainState, position: dict[str, int]) -> None:
         """Begins to save a step in the background."""
         with self.clock.phase("checkpoint"):
+            if self.journal:
+                self.journal.flush()  # the lines up to a saved step are in place before it is saved
+            self.still_ours()
             self.checkpoints.save(step, state, position, self.meta)
 
-    def mark(self) -> None:
-        """Writes down that a checkpoint is complete: from then on a workdir without any is damaged, and not a run that had saved nothing yet."""
-        if self.first:
-            workdir.mark_saved(self.directory, self.checkpoints.latest_step())
+    def look_at_saves(self, step: int) -> None:
+        """Says what has failed, and writes down what is complete: from then on a workdir without any checkpoint is no new run, but a damaged one."""
+        sentence = self.checkpoints.failure()
+        if self.first and sentence:
+            console.print(f"warning at step {step}: {sentence}", style="yellow", soft_wrap=True)
+        complete = self.checkpoints.latest_step()
+        if self.first and complete != self.marked and complete is not None:
+            workdir.mark_saved(self.directory, complete)
+        self.marked = complete
 
     def finish(self, step: int, metrics: dict[str, jax.Array], line: bool = False) -> None:
         """Waits for a step, checks its metrics and logs them when they are due. Raises UserError if one is not finite."""
@@ -275,10 +296,9 @@ class Loop:
         rate = c.optim.learning_rate * float(factor(c, step - 1, np))
         line = {"step": step, **values, "learning_rate": rate, "tokens_per_second": speed, "seconds": sum(seconds.values())}
         line |= goodput.account(self.before, seconds, time.time())
-        append(self.directory / "metrics.jsonl", line)
-        scalars = {f"train/{name}": value for name, value in line.items() if isinstance(value, float) and name != "time"}
-        if self.writer and self.bar:
-            self.writer.write_scalars(step, scalars)
+        if self.journal and self.bar:
+            self.journal.append("metrics.jsonl", line)
+            self.journal.scalars(step, {f"train/{name}": value for name, value in line.items() if isinstance(value, float) and name != "time"})
             self.bar.update(step, f"{self.read_out}loss {values['loss']:.2f}  {speed:,.0f} tokens/s")
 
     def probe(self, step: int, state: TrainState) -> bool:
@@ -293,10 +313,10 @@ class Loop:
                 )
         except Interrupted:
             return False
-        if self.writer:
+        if self.journal:
             line = {"step": step} | found
-            append(self.directory / "telemetry.jsonl", line)
-            self.writer.write_scalars(step, {f"probe/{name}": value for name, value in line.items() if isinstance(value, float)})
+            self.journal.append("telemetry.jsonl", line)
+            self.journal.scalars(step, {f"probe/{name}": value for name, value in line.items() if isinstance(value, float)})
             for sentence in telemetry.warnings(line):
                 console.print(f"warning at step {step}: {sentence}", style="yellow")
             self.read_out = f"bound {line['bits_per_char']:.2f} bits/char  half known at σ {line['half_information_sigma']:.2f}  "
@@ -304,23 +324,9 @@ class Loop:
 
     def heed(self) -> None:
         """Raises Interrupted when a signal came to any process."""
-        if int(hosts.agree(self.stop.code)):
+        if int(hosts.largest(self.stop.code)):
             raise Interrupted
 
-    @contextlib.contextmanager
-    def summaries(self) -> "Iterator[MetricWriter]":
-        """The TensorBoard writer."""
-        from clu import metric_writers  # here, because it imports TensorFlow: seconds, which a user's mistake need not wait for
 
-        # Summaries go to a writer of their own thread; the loop never waits for the disk.
-        writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(self.directory.as_posix()))
-        try:
-            yield writer
-        finally:
-            writer.close()
-
-
-def append(path: epath.Path, line: dict[str, Any]) -> None:
-    """Adds a line to a .jsonl file."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def never() -> None:
+    """The lock of a process that holds none is never lost."""

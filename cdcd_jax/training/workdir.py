@@ -1,21 +1,17 @@
 """A run's folder: config.json and tokenizer/ written once, and the checks that keep two runs from sharing it."""
 
-import contextlib
 import dataclasses
-import fcntl
-import io
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
 from cdcd_jax.config import Config, UserError, from_dict, to_json
-from cdcd_jax.data import tokenizers
+from cdcd_jax.data import files, tokenizers
 from cdcd_jax.training.checkpoint import read_json
 
 # What a start that was killed may have left behind; no run's work is in it.
-BEGINNINGS = ("lock", "tokenizer", "config.json.partial", "config.json.writable")
+BEGINNINGS = ("lock", "tokenizer", "config.json.writable", files.partial_name("config.json"))
 # What may differ when a run goes on: none of these changes what a step computes (beyond rounding), but for how long the schedule is.
 MAY_CHANGE = (
     "train.num_steps", "train.accumulation_steps", "model.remat", "model.scan_unroll", "checkpoint.", "log.", "mesh.", "hosts.", "sample.",
@@ -31,48 +27,26 @@ def read_config(workdir: epath.Path) -> Config:
 
 def prepare(workdir: epath.Path, config: Config) -> bool:
     """Makes the workdir, or checks that it holds a run of this very config. True if a run is there. Overwrites nothing of another run's."""
-    try:
+    with files.writing(f"the workdir {workdir}"):
         if (workdir / "config.json").exists():
             _compare(workdir, config)
             return True
-        if workdir.exists() and any(path.name not in BEGINNINGS for path in workdir.iterdir()):
+        # What stands for a folder in a bucket may be an object of the folder's own name.
+        found = [path for path in workdir.iterdir() if path != workdir] if workdir.exists() else []
+        if not all(path.name.startswith(BEGINNINGS) for path in found):
             raise UserError(f"{workdir} is not empty and holds no run (no config.json); name a new folder as --workdir.")
-        workdir.mkdir(parents=True, exist_ok=True)
+        if not files.in_bucket(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / "config.json.writable"
         probe.write_text("")
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"the workdir {workdir} cannot be written ({error.strerror or error}).") from error
     return False
 
 
 def write(workdir: epath.Path, config: Config, tokenizer: tokenizers.Tokenizer) -> None:
     """Writes the tokenizer, then config.json, whose presence makes the folder a run's workdir."""
     tokenizer.save(workdir / "tokenizer")
-    write_whole(workdir / "config.json", to_json(config))
-
-
-@contextlib.contextmanager
-def locked(workdir: epath.Path) -> Iterator[None]:
-    """Keeps a second trainer out of the workdir for as long as the block runs; the system lets go when the process dies, however it dies.
-
-    Raises UserError if another process trains there. Where files cannot be locked, as in a bucket, it does nothing.
-    """
-    with (workdir / "lock").open("a") as file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except io.UnsupportedOperation:
-            pass
-        except BlockingIOError as error:
-            raise UserError(f"another process is training in {workdir}: wait for it, or name another --workdir.") from error
-        yield
-
-
-def write_whole(path: epath.Path, text: str) -> None:
-    """Writes a file so that it is seen whole or not at all."""
-    partial = path.parent / (path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    files.write_whole(workdir / "config.json", to_json(config))
 
 
 def lines(path: epath.Path) -> list[dict[str, Any]]:
@@ -106,7 +80,7 @@ def last_step(path: epath.Path) -> int:
 def cut_after(path: epath.Path, step: int) -> None:
     """Drops the lines of a .jsonl file that are later than a step, and a last line that a kill left half-written."""
     if path.exists():
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in lines(path) if line["step"] <= step))
+        files.write_whole(path, "".join(json.dumps(line) + "\n" for line in lines(path) if line["step"] <= step))
 
 
 SAVED = "saved_step"  # the file that says which checkpoint was complete
@@ -115,7 +89,7 @@ SAVED = "saved_step"  # the file that says which checkpoint was complete
 def mark_saved(workdir: epath.Path, step: int | None) -> None:
     """Writes down that a checkpoint is complete."""
     if step is not None:
-        write_whole(workdir / SAVED, f"{step}\n")
+        files.write_whole(workdir / SAVED, f"{step}\n")
 
 
 def check_saved(workdir: epath.Path, newest: int | None) -> None:
