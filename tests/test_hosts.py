@@ -85,7 +85,7 @@ MOMENTS = {
 def test_all_leave_and_nothing_is_lost(folder: pathlib.Path, two: Job, number: signal.Signals, moment: str) -> None:
     victim = RANDOM.randrange(2)
     slow = number == signal.SIGSTOP and moment != "in a step"
-    changes = CHANGES | ({"hosts.compile_seconds": 20.0, "hosts.evaluation_seconds": 20.0} if slow else {})
+    changes = CHANGES | ({"hosts.compile_seconds": 30.0, "hosts.evaluation_seconds": 30.0} if slow else {})
     job = Job(folder, f"{number.name}-{moment.replace(' ', '-')}", changes)
     ended = job.live(2, {victim: number}, MOMENTS[moment](job))
     told = f"victim {victim}, step {job.reached()}: {ended}"

@@ -71,9 +71,8 @@ class Watch:
         return other[phase]
 
     def silence(self, phase: str) -> float:
-        """How many seconds a process that was in this phase may give no sign of life, whatever it does; a call that holds Python's lock may be long
-        at the start only."""
-        return self.deadline(phase) if phase in ("start", "compile") else self._config.stall_seconds or 60.0
+        """How many seconds a process that was in this phase may give no sign of life. Only while it starts may a call hold Python's lock for long."""
+        return self.deadline(phase) if phase == "start" else self._config.stall_seconds or 60.0
 
     def _deadlines(self) -> None:
         while not self._closed.wait(TICK):
