@@ -13,7 +13,7 @@ from cdcd_jax.data import files
 from cdcd_jax.evaluation import metrics
 from cdcd_jax.run import Run, load_run
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run, or gs://bucket/folder.", required=True)
 METRICS = flags.DEFINE_list("metrics", ["nll", "entropy"], "nll: the held-out bound; entropy: samples' token entropy and valid words.")
 SPLIT = flags.DEFINE_string("split", "valid", "valid or train.")
 DRAWS = flags.DEFINE_integer("draws", 4, "Noise levels for each sequence scored.")

@@ -10,7 +10,7 @@ from cdcd_jax.data import files
 from cdcd_jax.run import load_run
 from cdcd_jax.training.progress import console
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run, or gs://bucket/folder.", required=True)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "How many texts.")
 PROMPT = flags.DEFINE_string("prompt", None, "Text to go on from.")
 TEMPLATE = flags.DEFINE_string("template", None, "Text with blanks to fill: [8] is a blank of eight tokens, [[ a bracket.")
