@@ -4,7 +4,7 @@ import contextlib
 import json
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -18,19 +18,19 @@ SECONDS = 30.0  # between two rewrites of what changed in a bucket
 
 
 class Journal:
-    """The .jsonl files and TensorBoard's events of one life of a run, for the one process that writes them: `with Journal(workdir) as journal`.
+    """The .jsonl files and TensorBoard's events of one life of a run, for the one process that writes them: `with Journal(...) as journal`.
 
     On disk a line is in its file when `append` returns. In a bucket nothing can be appended to: the lines are kept in memory, after those that
     earlier lives left, and a thread writes the changed files anew, whole, every `seconds`. `flush` does so at once: called before a checkpoint is
     saved, it makes sure that the lines up to that step are there wherever the run goes on. A kill loses at most the lines since the later of both.
     TensorBoard's events are written by TensorFlow, which does not know every bucket: they go to a folder of this machine, and the thread copies
-    them.
+    them. `still_ours`, of training/lock.py, is called before anything is written into a bucket: another trainer's lines are not written over.
     """
 
-    def __init__(self, workdir: epath.Path, seconds: float = SECONDS):
+    def __init__(self, workdir: epath.Path, still_ours: Callable[[], None], seconds: float = SECONDS):
         from clu import metric_writers  # here, because it imports TensorFlow: seconds, which a user's mistake need not wait for
 
-        self.workdir, self.seconds = workdir, seconds
+        self.workdir, self.still_ours, self.seconds = workdir, still_ours, seconds
         # What follows is for buckets alone.
         self._lines: dict[str, list[str]] = {}  # all of a file's lines
         self._changed: set[str] = set()  # the files with lines that are not in the bucket yet
@@ -102,12 +102,13 @@ class Journal:
         try:
             self._write(events)
         except UserError as error:
-            console.print(f"warning: {error} It is kept in memory and tried again.", style="yellow", soft_wrap=True)
+            console.print(f"warning: {error} What is new is kept in memory.", style="yellow", soft_wrap=True)
 
     def _write(self, events: bool = True) -> None:
         if self._folder is None:
             return
         with self._writing:  # one at a time, so that no older content follows a newer one
+            self.still_ours()
             while self._changed:
                 with self._lock:
                     name = self._changed.pop()

@@ -205,16 +205,15 @@ class Loop:
         missing = self.first and start > 0 and self.probe_due(start) and workdir.last_step(self.directory / "telemetry.jsonl") < start
         with contextlib.ExitStack() as stack:
             if self.first:
-                self.journal = stack.enter_context(Journal(self.directory))
+                self.journal = stack.enter_context(Journal(self.directory, self.still_ours))
                 self.bar = stack.enter_context(progress(steps, "training", start))
-            if self.first:
                 console.print("compiling the train step ...")
             self.clock.enter("compile")
             stop.begin()
             if int(hosts.largest(missing)):  # the evaluation after the last saved step was cut short
-                self.probe(start, state)
+                code = 0 if self.probe(start, state) else int(hosts.largest(stop.code))
             before, asked = None, hosts.largest(stop.code)
-            for done in range(start + 1, steps + 1):
+            for done in range(start + 1, steps + 1) if not code else ():
                 with self.clock.phase("data"):
                     rows = next(batches)["tokens"]
                 state, metrics = step(state, jax.make_array_from_process_local_data(self.sharding, rows))
@@ -256,8 +255,8 @@ class Loop:
         """Begins to save a step in the background."""
         with self.clock.phase("checkpoint"):
             if self.journal:
+                self.still_ours()
                 self.journal.flush()  # the lines up to a saved step are in place before it is saved
-            self.still_ours()
             self.checkpoints.save(step, state, position, self.meta)
 
     def look_at_saves(self, step: int) -> None:

@@ -14,6 +14,10 @@ from cdcd_jax.training import journal
 from cdcd_jax.training.journal import Journal
 
 
+def ours() -> None:
+    """No other trainer is there."""
+
+
 @pytest.fixture
 def bucket(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> epath.Path:
     """A folder that is taken for one."""
@@ -32,7 +36,7 @@ def events(workdir: epath.Path) -> list[epath.Path]:
 
 def test_on_disk_a_line_is_there_at_once(tmp_path: pathlib.Path) -> None:
     workdir = epath.Path(tmp_path)
-    with Journal(workdir) as written:
+    with Journal(workdir, ours) as written:
         for step in (1, 2):
             written.append("metrics.jsonl", {"step": step})
             assert steps(workdir)[-1] == step
@@ -42,7 +46,7 @@ def test_on_disk_a_line_is_there_at_once(tmp_path: pathlib.Path) -> None:
 
 def test_in_a_bucket_lines_are_there_when_flushed_after_those_of_earlier_lives(bucket: epath.Path) -> None:
     (bucket / "metrics.jsonl").write_text('{"step": 1}\n')
-    with Journal(bucket, seconds=1e3) as written:
+    with Journal(bucket, ours, seconds=1e3) as written:
         written.append("metrics.jsonl", {"step": 2})
         written.append("telemetry.jsonl", {"step": 2})
         written.scalars(2, {"train/loss": 1.0})
@@ -58,7 +62,7 @@ def test_in_a_bucket_lines_are_there_when_flushed_after_those_of_earlier_lives(b
 
 
 def test_in_a_bucket_lines_come_now_and_then_by_themselves(bucket: epath.Path) -> None:
-    with Journal(bucket, seconds=0.01) as written:
+    with Journal(bucket, ours, seconds=0.01) as written:
         for step in range(1, 200):
             written.append("metrics.jsonl", {"step": step})
         deadline = time.monotonic() + 20
@@ -76,15 +80,27 @@ def test_what_a_bucket_refuses_is_said_and_kept(bucket: epath.Path, monkeypatch:
         write(path, content)
 
     monkeypatch.setattr(journal.files, "write_whole", write_whole)
-    with pytest.raises(UserError, match="the network is down"), Journal(bucket, seconds=1e3) as written:
+    with pytest.raises(UserError, match="the network is down"), Journal(bucket, ours, seconds=1e3) as written:
         written.append("metrics.jsonl", {"step": 1})
         written.flush()
-        assert "metrics.jsonl cannot be written (the network is down). It is kept in memory" in " ".join(capsys.readouterr().err.split())
+        assert "metrics.jsonl cannot be written (the network is down). What is new is kept in memory." in " ".join(capsys.readouterr().err.split())
         broken = False
         written.flush()
         assert steps(bucket) == [1]
         written.append("metrics.jsonl", {"step": 2})
         broken = True  # to the end, which cannot be passed over
-    with pytest.raises(ZeroDivisionError), Journal(bucket, seconds=1e3) as written:  # an error on its way stays the error
+    with pytest.raises(ZeroDivisionError), Journal(bucket, ours, seconds=1e3) as written:  # an error on its way stays the error
         written.append("metrics.jsonl", {"step": 2})
         1 // 0  # noqa: B018
+
+
+def test_what_another_trainer_wrote_is_not_written_over(bucket: epath.Path) -> None:
+    def lost() -> None:
+        raise UserError("another trainer has taken over.")
+
+    with pytest.raises(UserError, match="taken over"), Journal(bucket, lost, seconds=0.01) as written:
+        written.append("metrics.jsonl", {"step": 1})
+        (bucket / "metrics.jsonl").write_text('{"step": 7}\n')
+        written.flush()
+        time.sleep(0.1)
+    assert steps(bucket) == [7] and not events(bucket)
