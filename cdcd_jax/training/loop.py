@@ -4,9 +4,8 @@ import contextlib
 import dataclasses
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,8 +14,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
-from cdcd_jax import interrupts
-from cdcd_jax.config import AGAIN, DONE, Config, UserError, to_json
+from cdcd_jax.config import DONE, Config, UserError, to_json
 from cdcd_jax.data import files, pipeline, tokenizers
 from cdcd_jax.parallel import hosts
 from cdcd_jax.parallel.clock import Clock
@@ -30,44 +28,7 @@ from cdcd_jax.training.optim import factor
 from cdcd_jax.training.progress import Progress, console, progress
 from cdcd_jax.training.state import PROBE_STREAM, TrainState, init_state, stream_key
 from cdcd_jax.training.step import Step, make_apply, make_step
-
-
-class Interrupted(Exception):
-    """An evaluation was cut short by a signal."""
-
-
-class Stop:
-    """Remembers that a signal asked the run to stop, so that the step under way can end and be saved. A second signal stops at once."""
-
-    CODES = {signal.SIGINT: interrupts.INTERRUPTED, signal.SIGTERM: AGAIN}
-
-    def __init__(self) -> None:
-        self.code = 0  # the exit code that the signal asks for
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Inside the block SIGTERM ends the process, and from `begin` on both signals are remembered."""
-        before = {number: signal.getsignal(number) for number in self.CODES}
-        signal.signal(signal.SIGTERM, self._leave)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def begin(self) -> None:
-        """From here on there is something to save."""
-        for number in self.CODES:
-            signal.signal(number, self._note)
-        interrupts.disarm()
-
-    def _leave(self, number: int, frame: Any) -> None:
-        hosts.leave(AGAIN, f"{hosts.name()} was told to stop before its first step; there was nothing to save.")
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.code:
-            raise KeyboardInterrupt
-        self.code = self.CODES[signal.Signals(number)]
+from cdcd_jax.training.stop import Interrupted, Stop
 
 
 def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int | None = None) -> int:
