@@ -76,7 +76,7 @@ def train(config: Config, directory: epath.Path) -> int:
             workdir.write_whole(directory / "config.json", to_json(config))
         console.print(f"{directory} is complete: {saved:,} steps of {config.train.num_steps:,} are done.", soft_wrap=True)
         return DONE
-    mesh = make_mesh(config.mesh, config.train.batch_size)
+    mesh = make_mesh(config)
     corpus = pipeline.load_corpus(config.data, tokenizers.load(directory / "tokenizer") if there else None)
     batches = pipeline.batches(
         corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, jax.process_index(), jax.process_count()
@@ -90,7 +90,7 @@ def train(config: Config, directory: epath.Path) -> int:
         "data_fingerprint": corpus.fingerprint,
     }
     abstract = jax.eval_shape(lambda: init_state(config, log_prior))
-    sharding = shardings(abstract, mesh)
+    sharding = shardings(config, abstract, mesh)
     lock = contextlib.ExitStack()
     lock.enter_context(workdir.locked(directory))
     checkpoints = Checkpoints(directory, config.checkpoint)
