@@ -72,6 +72,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def constrain(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
     """A function that says of an activation, and returns it: this lies as `sharding` does, say by rows over the devices as the batch does.
 
-    Without it XLA may decide to gather the batch and to leave the parameters where they lie, which costs memory and time (docs/DESIGN.md, 15).
+    Without it XLA may decide to gather the batch and to leave the parameters where they lie, which costs memory and time (docs/DESIGN.md, 13).
     """
     return partial(jax.lax.with_sharding_constraint, shardings=sharding)
