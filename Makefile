@@ -14,6 +14,13 @@ PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
 LOCK_FLAGS ?=
 
+# A typo in a variable's name is an error, and not a run with the defaults.
+SETTABLE = PYTHON CONFIG WORKDIR TRAIN_FLAGS WORKERS PYTEST_FLAGS BENCH_FLAGS LOCK_FLAGS
+UNKNOWN := $(filter-out $(SETTABLE),$(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
+ifneq ($(filter-out MAKEFLAGS MAKEOVERRIDES -%,$(UNKNOWN)),)
+$(error unknown variable $(UNKNOWN): those that can be set are $(SETTABLE))
+endif
+
 .PHONY: help install demo test test-slow lint bench lock FORCE
 .NOTPARALLEL:
 
@@ -49,6 +56,7 @@ $(INSTALLED): requirements.lock setup.py
 	@touch $@
 
 ## make demo       trains configs/demo.py into runs/demo, samples, scores, reports; a second time it resumes, or redoes what is out of date
+##                 (CONFIG=, WORKDIR=: others than these; TRAIN_FLAGS=--config.train.num_steps=300: more flags for the trainer)
 demo: $(WORKDIR)/report.html
 	@echo "All is done: open $(WORKDIR)/report.html."
 
@@ -67,10 +75,10 @@ $(WORKDIR)/samples/unconditional.jsonl: $(METRICS)
 	$(SAMPLE) --num_samples=16 --output=$@
 
 $(WORKDIR)/samples/prompt.jsonl: $(METRICS)
-	$(SAMPLE) --num_samples=4 --prompt="In the beginning" --output=$@
+	$(SAMPLE) --num_samples=4 --seed=1 --prompt="In the beginning" --output=$@
 
 $(WORKDIR)/samples/template.jsonl: $(METRICS)
-	$(SAMPLE) --num_samples=4 --template="And the [8] said unto [4], [12]" --output=$@ --trajectory=$(WORKDIR)/samples/trajectory.json
+	$(SAMPLE) --num_samples=4 --seed=2 --template="And the [8] said unto [4], [12]" --output=$@ --trajectory=$(WORKDIR)/samples/trajectory.json
 
 # A pattern, because only with a pattern do two targets of every make share one recipe.
 %/eval/nll.json %/eval/samples.json: %/metrics.jsonl %/samples/unconditional.jsonl

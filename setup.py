@@ -8,6 +8,7 @@ REQUIREMENTS = [
     "clu>=0.0.12",  # metric_writers; they import TensorFlow and tensorboard without declaring either (see below)
     "etils[epath]>=1.13",  # workdirs on disk or in a bucket through one Path
     "flax>=0.12.8",  # linen
+    "fsspec>=2025.3",  # listings with sizes and checksums, on disk or in a bucket; epath's own way to buckets
     "grain>=0.2.18",  # ElasticIterator: a data position that does not depend on the number of hosts
     "jax>=0.10.2",  # the newest release for Python 3.11; 3.12 and later get a newer one from the same lock
     "jaxtyping>=0.3.4",
@@ -27,8 +28,19 @@ REQUIREMENTS = [
     "tensorflow>=2.20; platform_machine != 'x86_64' and platform_machine != 'AMD64'",
 ]
 
+# What a workdir or a text in a bucket needs, for each kind; the code names the package that is missing.
+BUCKETS = {
+    "gcs": ["gcsfs>=2026.10"],  # gs://
+    "s3": ["s3fs>=2026.9"],  # s3://
+}
+
 DEVELOPMENT = [
+    *BUCKETS["gcs"],
+    *BUCKETS["s3"],
     "beartype>=0.22",  # checks the shape annotations while the tests run
+    "flask-cors>=6.0",  # moto's server imports it; moto[server] would bring thirty packages more, for services other than S3
+    "gcp-storage-emulator>=2026.7",  # gs:// on loopback, for tests/test_bucket.py
+    "moto[s3]>=5.2",  # s3:// on loopback, for the same
     "mypy>=2.0",
     "pytest>=9.0",
     "pytest-timeout>=2.4",
@@ -49,5 +61,5 @@ setup(
     packages=find_packages(include=["cdcd_jax", "cdcd_jax.*"]),
     package_data={"cdcd_jax.reporting": ["templates/*"]},
     install_requires=REQUIREMENTS,
-    extras_require={"dev": DEVELOPMENT},
+    extras_require=BUCKETS | {"dev": DEVELOPMENT},
 )

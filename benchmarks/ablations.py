@@ -46,7 +46,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "small_embeddings": ("initial embeddings of std 1, not 0.001", {"model.embedding_std": 1.0}),
     "sigma_conditioning": ("with conditioning on sigma", {"model.sigma_conditioning": True}),
     "paper": (
-        "the paper's inputs: none of the first six",
+        "the paper's inputs: none of the first six, sigma conditioning on",
         {
             "model.output_prior": False,
             "model.posterior_mean_input": False,

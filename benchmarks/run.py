@@ -10,7 +10,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import ratios
+from benchmarks import checkpoints, ratios
 from cdcd_jax import doors
 from cdcd_jax.config import Config, UserError, did_you_mean, from_dict
 
@@ -20,11 +20,13 @@ BENCHMARKS: dict[str, tuple[Callable[[Config, int, int], ratios.Result], float, 
     "sampler_ratio": (ratios.sampler_ratio, 1.10, 9, 50),
     "compile_time_ratio": (ratios.compile_time_ratio, 1.3, 3, 0),
     "data_wait": (ratios.data_wait, 0.01, 5, 40),
+    "checkpoint_wait": (checkpoints.checkpoint_wait, 0.02, 4, 50),
+    "seal_ratio": (checkpoints.seal_ratio, 1.0, 3, 0),
 }
 
 ONLY = flags.DEFINE_list("only", list(BENCHMARKS), "Which to run, by name.")
 REPEATS = flags.DEFINE_integer("repeats", 0, "How often each is measured; 0: as many as the benchmark thinks enough.", lower_bound=0)
-NUM_STEPS = flags.DEFINE_integer("num_steps", 0, "Steps of the sampler, or of the loop that waits for data; 0: the benchmark's own.", lower_bound=0)
+NUM_STEPS = flags.DEFINE_integer("num_steps", 0, "Steps of the sampler, or of a loop that waits; 0: the benchmark's own.", lower_bound=0)
 CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "What is measured; any key: --config.train.batch_size=32.", lock_config=True)
 
 

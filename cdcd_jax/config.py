@@ -8,13 +8,23 @@ Every default lives here and nowhere else. The defaults are the paper's choices 
 import dataclasses
 import difflib
 import json
+import math
 from typing import Any
 
 import ml_collections
 
+# Exit codes: finished; a user's mistake; start me again (told to stop and saved, or a host that stalled or is gone). Ctrl-C's is in interrupts.
+DONE, MISTAKE, AGAIN = 0, 2, 75
+
 
 class UserError(Exception):
     """A mistake of the user's, said in one sentence that names the offending value and what would be right."""
+
+
+def sentence(error: BaseException) -> str:
+    """An error as one line that ends as a sentence does."""
+    line = " ".join(str(error).split())
+    return line if line.endswith((".", "?")) else f"{line}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +225,9 @@ FRACTIONS = (
     "data.valid_fraction train.given_fraction train.prefix_fraction train.conditioning_dropout train.position_sigma_fraction optim.decay_fraction "
     "optim.ema_decay optim.b1 optim.b2 diffusion.warp_ema_decay"
 ).split()
+ZERO_OR_MORE = (
+    "optim.clip_norm", "optim.warmup_steps", "diffusion.warp_floor", "checkpoint.keep_every_steps", "hosts.stall_seconds", "sample.guidance",
+)  # fmt: skip
 
 
 def _get(config: Config, path: str) -> Any:
@@ -232,15 +245,15 @@ def check(config: Config) -> None:
             raise UserError(f"config key {path!r} has the value {value!r}{did_you_mean(str(value), words)}.")
     for path in POSITIVE:
         value = _get(config, path)
-        if not value > 0:
-            raise UserError(f"config key {path!r} must be above 0, not {value!r}.")
+        if not 0 < value < math.inf:
+            raise UserError(f"config key {path!r} must be {'above 0' if not value > 0 else 'finite'}, not {value!r}.")
     for path in FRACTIONS:
         value = _get(config, path)
         if not 0 <= value <= 1:
             raise UserError(f"config key {path!r} must lie in [0, 1], not {value!r}.")
-    for path in ("optim.clip_norm", "optim.warmup_steps", "diffusion.warp_floor", "checkpoint.keep_every_steps", "hosts.stall_seconds"):
-        if not _get(config, path) >= 0:
-            raise UserError(f"config key {path!r} must be 0 or more, not {_get(config, path)!r}.")
+    for path in ZERO_OR_MORE:
+        if not 0 <= _get(config, path) < math.inf:
+            raise UserError(f"config key {path!r} must be 0 or more and finite, not {_get(config, path)!r}.")
     if round(config.train.position_sigma_fraction * config.train.batch_size) == config.train.batch_size:
         raise UserError(
             f"train.position_sigma_fraction = {config.train.position_sigma_fraction} leaves no example of train.batch_size = "
@@ -248,8 +261,10 @@ def check(config: Config) -> None:
         )
     if config.log.probe_sequences < 2:
         raise UserError(f"config key 'log.probe_sequences' must be at least 2, not {config.log.probe_sequences}: one has no standard error.")
-    if not config.diffusion.sigma_max > config.diffusion.sigma_min:
-        raise UserError(f"config key 'diffusion.sigma_max' must exceed sigma_min = {config.diffusion.sigma_min}, not {config.diffusion.sigma_max}.")
+    if not config.diffusion.sigma_min < config.diffusion.sigma_max < math.inf:
+        raise UserError(
+            f"config key 'diffusion.sigma_max' must be finite and exceed sigma_min = {config.diffusion.sigma_min}, not {config.diffusion.sigma_max}."
+        )
     if config.model.width % (2 * config.model.num_heads):
         raise UserError(f"config key 'model.width' must be a multiple of 2 x num_heads = {2 * config.model.num_heads}, not {config.model.width}.")
     if config.model.remat != "none" and config.model.scan_unroll > 1:

@@ -6,16 +6,18 @@ import re
 import runpy
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
+from logging import getLogger
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from cdcd_jax.config import Config, UserError, defaults, did_you_mean
+from cdcd_jax.config import MISTAKE, Config, UserError, defaults, did_you_mean, sentence
+from cdcd_jax.interrupts import INTERRUPTED
 from cdcd_jax.parallel.hosts import keep_freed_memory
 
-USER_MISTAKE, INTERRUPTED = 2, 130
 # What Python code that a user wrote, a config file, may raise.
 MISTAKES_IN_A_FILE = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError, SyntaxError, TypeError,
@@ -40,6 +42,9 @@ def run(main: Callable[[], int]) -> None:
     def inner(_: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # orbax tells of every file that it renames
+        warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)  # of a save that failed, which is told
+        for logger in (logging.get_absl_logger(), getLogger("asyncio")):
+            logger.addFilter(_is_news)
         sys.unraisablehook = _unraisable
         keep_freed_memory()
         try:
@@ -58,6 +63,13 @@ def _unraisable(what: Any) -> None:
     """Reads of a damaged checkpoint that nobody waits for any more fail once again, aloud, after the error was told; everything else is said."""
     if not (isinstance(what.exc_value, RuntimeError) and "Event loop is closed" in str(what.exc_value)):
         sys.__unraisablehook__(what)
+
+
+def _is_news(record: Any) -> bool:
+    """Of a checkpoint that cannot be written every failed file is logged with a traceback; the trainer says in a sentence that it failed, and why."""
+    where = record.exc_info[2] if record.exc_info else None
+    abandoned = record.name == "asyncio" and "exception was never retrieved" in record.getMessage()
+    return not abandoned and not any("orbax" in frame.filename for frame in traceback.extract_tb(where))
 
 
 def check_config(argv: list[str]) -> None:
@@ -97,6 +109,5 @@ def _plain(error: Exception) -> Exception:
 
 def fail(error: Exception) -> None:
     """Ends the process with one sentence."""
-    sentence = " ".join(str(error).split())
-    print(f"error: {sentence}{'' if sentence.endswith(('.', '?')) else '.'}", file=sys.stderr)
-    sys.exit(USER_MISTAKE)
+    print(f"error: {sentence(error)}", file=sys.stderr)
+    sys.exit(MISTAKE)

@@ -9,11 +9,11 @@ from absl import flags
 
 from cdcd_jax import doors
 from cdcd_jax.config import UserError, did_you_mean
+from cdcd_jax.data import files
 from cdcd_jax.evaluation import metrics
 from cdcd_jax.run import Run, load_run
-from cdcd_jax.training.workdir import write_whole
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run, or gs://bucket/folder.", required=True)
 METRICS = flags.DEFINE_list("metrics", ["nll", "entropy"], "nll: the held-out bound; entropy: samples' token entropy and valid words.")
 SPLIT = flags.DEFINE_string("split", "valid", "valid or train.")
 DRAWS = flags.DEFINE_integer("draws", 4, "Noise levels for each sequence scored.")
@@ -23,8 +23,8 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, uppe
 
 def nll(run: Run) -> tuple[str, dict[str, Any]]:
     corpus = run.corpus()
-    tokens = corpus.valid if SPLIT.value == "valid" else corpus.train
-    return "nll.json", metrics.nll(run.model, tokens, DRAWS.value, SEED.value) | {"split": SPLIT.value}
+    tokens, name = (corpus.valid, "nll.json") if SPLIT.value == "valid" else (corpus.train, "nll_train.json")
+    return name, metrics.nll(run.model, tokens, DRAWS.value, SEED.value) | {"split": SPLIT.value}
 
 
 def entropy(run: Run) -> tuple[str, dict[str, Any]]:
@@ -49,12 +49,7 @@ def main() -> int:
     table = rich.table.Table("metric", "value", title=f"{WORKDIR.value} at step {run.step:,}")
     for metric in METRICS.value:
         name, values = KNOWN[metric](run)
-        path = run.workdir / "eval" / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(values, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"{error.filename or path} cannot be written ({error.strerror or error}).") from error
+        files.write_whole(run.workdir / "eval" / name, json.dumps(values, indent=2) + "\n")
         for key, value in values.items():
             if not isinstance(value, list):
                 table.add_row(f"{metric} {key}", f"{value:.4f}" if isinstance(value, float) else str(value))

@@ -9,7 +9,7 @@ from cdcd_jax import doors
 from cdcd_jax.reporting import page
 from cdcd_jax.reporting.records import Recorded
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run, or gs://bucket/folder.", required=True)
 PICTURE = flags.DEFINE_string("picture", None, "Also draw the README's picture, to this .svg or .png file.")
 
 

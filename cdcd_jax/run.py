@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from cdcd_jax.config import Config, SampleConfig, UserError
-from cdcd_jax.data import pipeline
+from cdcd_jax.data import files, pipeline
 from cdcd_jax.evaluation import generate, metrics
 from cdcd_jax.evaluation.generate import Sample
 from cdcd_jax.evaluation.model import Model, read_model
@@ -72,5 +72,5 @@ class Run:
 
 def load_run(workdir: str | os.PathLike[str]) -> Run:
     """Opens the run in a workdir at its newest checkpoint. Raises config.UserError if there is none or it cannot be read."""
-    directory = epath.Path(workdir)
+    directory = files.locate(workdir)
     return Run(directory, read_model(directory))

@@ -4,15 +4,13 @@ import json
 from typing import Any
 
 from absl import flags
-from etils import epath
 
 from cdcd_jax import doors
-from cdcd_jax.config import UserError
+from cdcd_jax.data import files
 from cdcd_jax.run import load_run
 from cdcd_jax.training.progress import console
-from cdcd_jax.training.workdir import write_whole
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run, or gs://bucket/folder.", required=True)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "How many texts.")
 PROMPT = flags.DEFINE_string("prompt", None, "Text to go on from.")
 TEMPLATE = flags.DEFINE_string("template", None, "Text with blanks to fill: [8] is a blank of eight tokens, [[ a bracket.")
@@ -22,7 +20,7 @@ SCORE_TEMPERATURE = flags.DEFINE_float("score_temperature", None, "Below 1: shar
 GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance on the given tokens; 1 is none (default: the config's).")
 INITIAL_NOISE_SCALE = flags.DEFINE_float("initial_noise_scale", None, "Scale of the first noise (default: the config's).")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
-OUTPUT = flags.DEFINE_string("output", None, "A .jsonl file for the samples (default: WORKDIR/samples/samples.jsonl).")
+OUTPUT = flags.DEFINE_string("output", None, "A .jsonl file for the samples (default: WORKDIR/samples/[prompt_|template_]samples.jsonl).")
 TRAJECTORY = flags.DEFINE_string("trajectory", None, "Also write the first sample's path from noise to text to this .json file.")
 
 
@@ -38,16 +36,11 @@ def main() -> int:
     where: dict[str, Any] = {"prompt": PROMPT.value, "template": TEMPLATE.value, "seed": SEED.value}
     run = load_run(WORKDIR.value)
     samples = run.sample(NUM_SAMPLES.value, **where, **settings)
-    path = epath.Path(OUTPUT.value) if OUTPUT.value else run.workdir / "samples" / "samples.jsonl"
-    files = {path: "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples)}
+    name = "template_samples" if TEMPLATE.value is not None else "prompt_samples" if PROMPT.value is not None else "samples"
+    path = files.locate(OUTPUT.value) if OUTPUT.value else run.workdir / "samples" / f"{name}.jsonl"
+    files.write_whole(path, "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples))
     if TRAJECTORY.value:
-        files[epath.Path(TRAJECTORY.value)] = json.dumps(run.trajectory(**where, **settings), ensure_ascii=False)
-    for file, content in files.items():
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, content)
-        except OSError as error:
-            raise UserError(f"{file} cannot be written ({error.strerror or error}).") from error
+        files.write_whole(files.locate(TRAJECTORY.value), json.dumps(run.trajectory(**where, **settings), ensure_ascii=False))
     for sample in samples:
         print(sample.text, end="\n\n")
     console.print(f"{len(samples)} samples at step {run.step:,}, {samples[0].nfe} denoiser calls each: {path}", soft_wrap=True)

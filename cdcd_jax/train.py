@@ -3,27 +3,32 @@
 import errno
 
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
 from cdcd_jax import doors
 from cdcd_jax.config import UserError, from_dict
+from cdcd_jax.data import files
+from cdcd_jax.parallel import hosts
+from cdcd_jax.parallel.watch import Watch
 from cdcd_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config, a file of configs/; any key: --config.section.key=value.")
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if absent, gone on with if it holds this run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run, or gs://bucket/folder; made if absent, gone on with if it holds this run.")
+GO_BACK_TO = flags.DEFINE_integer("go_back_to", None, "Go on from the checkpoint of this step, and set later ones aside.", lower_bound=0)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> int:
-    workdir = epath.Path(WORKDIR.value)
-    try:
-        return train(from_dict(CONFIG.value), workdir)
-    except OSError as error:  # a full disk, or a folder that may not be written any more
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # a write to an open file does not name it
-        if not full and not str(error.filename or "").startswith(str(workdir)):
-            raise
-        raise UserError(f"{error.filename or workdir} cannot be written ({error.strerror}); what was saved before is whole.") from error
+    config, workdir = from_dict(CONFIG.value), files.locate(WORKDIR.value)
+    with Watch(config.hosts) as clock:
+        try:
+            return hosts.depart(train(config, workdir, clock, GO_BACK_TO.value))
+        except files.failures() as error:  # a full disk, or a folder or bucket that may not be written any more
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)  # a write to an open file does not name it
+            named = getattr(error, "filename", None) or ""
+            if not (full or files.in_bucket(workdir) or str(named).startswith(str(workdir))):
+                raise
+            raise UserError(f"{named or workdir} cannot be written ({files.reason(error)}); what was saved before is whole.") from error
 
 
 if __name__ == "__main__":

@@ -31,9 +31,11 @@ class Ended(NamedTuple):
     stderr: str
 
 
-def begin(name: str, args: list[str], streams: list[str], settings: dict[str, Any] | None = None) -> BaseProcess:
-    """Starts a door from the root of the project, with stdout and stderr in two files and some of JAX's settings changed."""
-    process = CONTEXT.Process(target=_door, args=(name, args, streams, settings or {}))
+def begin(
+    name: str, args: list[str], streams: list[str], settings: dict[str, Any] | None = None, environment: dict[str, str] | None = None
+) -> BaseProcess:
+    """Starts a door from the root of the project, with stdout and stderr in two files, and some of JAX's settings and variables changed."""
+    process = CONTEXT.Process(target=_door, args=(name, args, streams, settings or {}, environment or {}))
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))} | {"JAX_PLATFORMS": "cpu"}
     with mock.patch.dict(os.environ, clean, clear=True):  # the first call starts the process that is copied
         process.start()
@@ -53,8 +55,9 @@ def door(name: str, *args: object, timeout: float = 250.0) -> Ended:
         return Ended(code, *(pathlib.Path(stream).read_text() for stream in streams))
 
 
-def _door(name: str, args: list[str], streams: list[str], settings: dict[str, Any]) -> None:
+def _door(name: str, args: list[str], streams: list[str], settings: dict[str, Any], environment: dict[str, str]) -> None:
     os.chdir(ROOT)
+    os.environ.update(environment)
     for number, path in enumerate(streams, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     for setting, value in settings.items():

@@ -60,12 +60,6 @@ class Place:
         shutil.rmtree(workdir / "checkpoints")
         return workdir
 
-    def lost(self) -> pathlib.Path:
-        workdir = self.without_checkpoint("lost")
-        text = (workdir / "config.json").read_text()
-        (workdir / "config.json").write_text(text.replace('"every_steps": 10,\n    "keep_last"', '"every_steps": 5,\n    "keep_last"'))
-        return workdir
-
     def damaged(self, name: str) -> pathlib.Path:
         workdir = self.copy(name)
         tiny.largest(workdir / "checkpoints" / "20").write_bytes(b"")
@@ -116,7 +110,7 @@ CASES: dict[str, Case] = {
     "corpus is a folder": (lambda p: p.fresh(p.run), "is a directory; name a file or a glob of files"),
     "binary corpus": (lambda p: p.fresh(p.file("binary.txt", b"text\0text")), "binary.txt' is binary (a NUL at byte 4)"),
     "latin-1 corpus": (lambda p: p.fresh(p.file("latin.txt", "né".encode("latin-1"))), "latin.txt' is not UTF-8 (byte 1 is 0xe9)"),
-    "short corpus": (lambda p: p.fresh(p.file("short.txt", "a few words")), "tokens, fewer than one sequence of data.sequence_length = 16"),
+    "short corpus": (lambda p: p.fresh(p.file("short.txt", "a few words")), "9 bytes, fewer than one sequence of data.sequence_length = 16 tokens"),
     "one sequence held out": (lambda p: p.fresh(p.file("one.txt", "the cat is black " * 8)), "fewer than two sequences of data.sequence_length = 16"),
     "nothing held out": (lambda p: p.fresh(data__valid_fraction=0.0), "the held-out part of"),
     # Flags and config
@@ -160,25 +154,30 @@ CASES: dict[str, Case] = {
     "workdir under a file": (lambda p: p.train(p.corpus / "run"), "corpus.txt/run cannot be written (Not a directory)."),
     "workdir is a file": (lambda p: p.train(p.corpus), "corpus.txt cannot be written (Not a directory)."),
     "workdir that nobody may make": (lambda p: p.train("/proc/run"), "the workdir /proc/run cannot be written ("),
-    "lost checkpoints": (lambda p: p.train(p.lost(), checkpoint__every_steps=5), "has trained to step 20 but holds no checkpoint"),
+    "lost checkpoints": (lambda p: p.train(p.without_checkpoint("lost")), "lost has saved step 20 but holds no checkpoint: put its"),
     "unreadable checkpoint": (
-        lambda p: p.train(p.damaged("damaged_train"), train__num_steps=30), "damaged_train/checkpoints/20 cannot be read ("
+        lambda p: p.train(p.damaged("damaged_train"), train__num_steps=30), "damaged_train/checkpoints/20 is damaged (state/"
     ),
+    "a step that is not there": (
+        lambda p: ("train", [*p.train(p.run, train__num_steps=30)[1], "--go_back_to=15"]), "there are those of steps 10 and 20."
+    ),
+    "a step of no run": (lambda p: ("train", [*p.fresh()[1], "--go_back_to=15"]), "there is none."),
+    "no step": (lambda p: ("train", [*p.train(p.run)[1], "--go_back_to=-5"]), "flag --go_back_to=-5"),
     # The loss
     "no number": (lambda p: p.fresh(optim__learning_rate=1e30), "is not finite at step 2, and nothing is saved yet: train in another workdir"),
     # Sampling
     "sample: no such run": (lambda p: p.sample(workdir=p.folder / "nowhere"), "nowhere is not a run's workdir: it has no config.json."),
     "sample: not a run": (lambda p: p.sample(workdir=p.folder), "is not a run's workdir: it has no config.json."),
     "sample: no checkpoint": (lambda p: p.sample(workdir=p.without_checkpoint("bare_sample")), "there is no checkpoint in"),
-    "sample: unreadable checkpoint": (lambda p: p.sample(workdir=p.damaged("damaged_sample")), "damaged_sample/checkpoints/20 cannot be read ("),
-    "sample: checkpoint without arrays": (lambda p: p.sample(workdir=p.without_arrays()), "without_arrays/checkpoints/20 cannot be read ("),
+    "sample: unreadable checkpoint": (lambda p: p.sample(workdir=p.damaged("damaged_sample")), "damaged_sample/checkpoints/20 is damaged (state/"),
+    "sample: checkpoint without arrays": (lambda p: p.sample(workdir=p.without_arrays()), "without_arrays/checkpoints/20 is damaged (state/"),
     "sample: damaged tokenizer": (lambda p: p.sample(workdir=p.with_file("t", "tokenizer/tokenizer.json", "[]")), "is damaged"),
     "sample: unknown solver": (lambda p: p.sample("--solver=eulr"), "unknown solver 'eulr' (did you mean \"euler\"?)."),
     "sample: no samples": (lambda p: p.sample("--num_samples=0"), "num_samples must be at least 1, not 0."),
     "sample: no steps": (lambda p: p.sample("--num_steps=0"), "num_steps must be at least 1, not 0."),
     "sample: no number of steps": (lambda p: p.sample("--num_steps=many"), "flag --num_steps=many"),
-    "sample: temperature": (lambda p: p.sample("--score_temperature=0"), "score_temperature must be above 0, not 0.0."),
-    "sample: guidance": (lambda p: p.sample("--guidance=-1"), "guidance must be 0 or more (1 is none), not -1.0."),
+    "sample: temperature": (lambda p: p.sample("--score_temperature=0"), "score_temperature must be above 0 and finite, not 0.0."),
+    "sample: guidance": (lambda p: p.sample("--guidance=-1"), "guidance must be 0 or more (1 is none) and finite, not -1.0."),
     "sample: long prompt": (lambda p: p.sample("--prompt=the cat is black"), "the prompt fills all 16 tokens of a sequence"),
     "sample: longer prompt": (lambda p: p.sample("--prompt=the cat is black."), "the prompt takes 17 tokens, and this model's sequences have 16"),
     "sample: unknown letters": (lambda p: p.sample("--prompt=THE cat"), "the char tokenizer lacks the characters 'E' 'H' 'T'"),
@@ -204,7 +203,7 @@ CASES: dict[str, Case] = {
     "evaluate: no samples": (lambda p: p.evaluate("--metrics=entropy", "--num_samples=0"), "num_samples must be at least 1, not 0."),
     "evaluate: not a run": (lambda p: p.evaluate(workdir=p.folder), "is not a run's workdir: it has no config.json."),
     "evaluate: no checkpoint": (lambda p: p.evaluate(workdir=p.without_checkpoint("bare_evaluate")), "there is no checkpoint in"),
-    "evaluate: unreadable checkpoint": (lambda p: p.evaluate(workdir=p.damaged("damaged_evaluate")), "cannot be read ("),
+    "evaluate: unreadable checkpoint": (lambda p: p.evaluate(workdir=p.damaged("damaged_evaluate")), "with --go_back_to=10 goes on from step 10"),
     "evaluate: the text is gone": (
         lambda p: p.evaluate(workdir=p.with_file("moved", "config.json", (p.run / "config.json").read_text().replace("corpus.txt", "gone.txt"))),
         "gone.txt' does not exist",
@@ -249,7 +248,7 @@ def test_one_line_and_nothing_overwritten(name: str, ended: dict[str, "Future[tu
     *before, last = result.stderr.splitlines() or [""]
     assert result.code == 2, f"it ended with {result.code}: {result.stderr}"
     assert last.startswith("error: ") and CASES[name][1] in last, result.stderr
-    assert all(line.startswith(("training ", "sampling ")) for line in before), result.stderr  # progress, where it took that long
+    assert all(line.startswith(("training ", "sampling ", "compiling ")) for line in before), result.stderr  # progress, where it took that long
     assert last.endswith((".", "'")) or "Did you mean" in last
     assert unchanged
 

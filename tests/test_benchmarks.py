@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import ablations, ratios, timing
+from benchmarks import ablations, checkpoints, ratios, timing
 from cdcd_jax.config import UserError
 from cdcd_jax.data import pipeline
 from configs import demo
@@ -75,6 +75,21 @@ def test_only_compiles_without_running(monkeypatch: pytest.MonkeyPatch) -> None:
     deep, shallow = captured(monkeypatch, ratios.compile_time_ratio)
     deep(), shallow()
     assert compiled == [2, 1]
+
+
+def test_what_checkpoints_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save after every so many steps, of a state that does not pack into nothing; and a seal over all that a save has written."""
+    work, saved = tiny.shared_trainer(), []
+    monkeypatch.setattr(checkpoints, "start", lambda config: (work.step, work.init(), tiny.mesh()))
+    real = checkpoints.Checkpoints.save
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", lambda self, step, state, *rest: (saved.append(state), real(self, step, state, *rest)))
+    monkeypatch.setattr(checkpoints, "random_tokens", lambda config, shape: tiny.tokens(*shape[:1]))
+    waited = checkpoints.checkpoint_wait(tiny.config(), 2, 3)
+    assert [int(state.step) for state in saved[-1:]] == [1 + 3 * 3] and len(saved) == 3
+    assert 0 < waited.value <= waited.details["largest"] < 1 and waited.details["seconds"] > 0
+    sealed = checkpoints.seal_ratio(tiny.config(), 1, 0)
+    assert sealed.details["bytes"] > sum(leaf.nbytes for leaf in jax.tree.leaves(work.init())) / 2
+    assert 0 < sealed.details["seal_seconds"] < sealed.details["save_seconds"]
 
 
 def test_command_line(door_environment: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ DEMO = "--config=configs/demo.py"
 def test_fail_says_one_line_and_exits_with_two(capsys):
     with pytest.raises(SystemExit) as end:
         doors.fail(UserError("a mistake\n  in two\tlines."))
-    assert end.value.code == doors.USER_MISTAKE == 2
+    assert end.value.code == doors.MISTAKE == 2
     assert capsys.readouterr() == ("", "error: a mistake in two lines.\n")
 
 

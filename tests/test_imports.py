@@ -1,4 +1,4 @@
-"""The plan of the house, read from the source: imports run one way, signs re-export nothing, and no error is swallowed."""
+"""The plan of the house, read from the source: imports run one way, signs re-export nothing, no error is swallowed, files are reached by epath."""
 
 import ast
 from collections.abc import Iterator
@@ -8,18 +8,39 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cdcd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-# What each room may import from besides itself. Whatever lies in the package's own folder but config is a door, and may import everything.
+# What each room may import from besides itself. Whatever lies in the package's own folder but these two is a door, and may import everything.
 ROOMS: dict[str, set[str]] = {
+    "interrupts": set(),
     "config": set(),
     "data": {"config"},
     "model": set(),
     "diffusion": set(),
-    "parallel": {"config"},
-    "training": {"config", "data", "model", "diffusion", "parallel"},
+    "parallel": {"config", "interrupts"},
+    "training": {"config", "interrupts", "data", "model", "diffusion", "parallel"},
     "evaluation": {"config", "data", "model", "diffusion", "parallel", "training"},
     "reporting": {"config", "data", "model", "diffusion", "parallel", "training", "evaluation"},
 }
 FORBIDDEN = {"diffusion": {"flax", "ml_collections"}, "data": {"jax", "flax"}, "reporting": {"jax", "flax"}}
+# Ways to files that know no bucket, or go round epath.
+OTHER_WAYS = {"codecs.open", "fileinput", "fsspec", "glob", "gzip", "io.FileIO", "io.open", "open", "os.path", "pathlib", "shutil", "tempfile"}
+OTHER_WAYS |= {
+    f"os.{name}"
+    for name in """access chdir chmod chown fdopen fwalk getcwd link listdir lstat makedirs mkdir mkfifo open readlink remove removedirs
+    rename renames replace rmdir scandir stat statvfs symlink truncate unlink utime walk""".split()
+}
+OTHER_WAYS |= {f"np.{name}" for name in ("fromfile", "genfromtxt", "load", "loadtxt", "memmap", "save", "savetxt", "savez", "savez_compressed")}
+# The few places where a way is right that is not epath's.
+RIGHT = {
+    ("cdcd_jax.data.files", "fsspec"): "what epath stands on, for what it has no word for: a glob in one request, what lies at a path",
+    ("cdcd_jax.doors", "os.path"): "the --config file, which is Python and run from this machine's disk",
+    ("cdcd_jax.parallel.hosts", "pathlib"): "the package's own source, whose digest the processes compare",
+    ("cdcd_jax.training.journal", "tempfile"): "TensorBoard's events, written on this machine before they are copied into a bucket",
+    ("cdcd_jax.training.lock", "fsspec"): "an object that is created only if it is not there, for which epath has no word",
+    ("cdcd_jax.training.seal", "fsspec"): "sizes and checksums of a whole folder in one listing",
+    ("cdcd_jax.training.steps", "fsspec"): "what a folder holds now, and to remove or copy a whole one",
+    ("cdcd_jax.training.lock", "os.readlink"): "/proc, about processes of this machine",
+    ("cdcd_jax.training.lock", "pathlib"): "/proc, about processes of this machine",
+}
 
 
 def name_of(file: Path) -> str:
@@ -72,9 +93,21 @@ def other_faults(source: str, module: str) -> list[str]:
     return found
 
 
+def other_ways(source: str) -> set[str]:
+    """The ways to files in a module that are not epath's, whether a function is named in full or imported by name."""
+    tree, found = ast.parse(source), set()
+    names = {name for name in imported(tree, "") if name.split(".")[0] != "cdcd_jax"}
+    names |= {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names |= {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    for name in names:
+        parts = name.split(".")
+        found |= {".".join(parts[: i + 1]) for i in range(len(parts))} & OTHER_WAYS
+    return found
+
+
 def test_there_is_something_to_read() -> None:
     """Every room of the plan exists, and every folder is a room of the plan."""
-    assert {room for room in ROOMS if room != "config"} == {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
+    assert {room for room in ROOMS if room not in ("config", "interrupts")} == {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
     assert len(FILES) > 30
 
 
@@ -86,6 +119,12 @@ def test_imports_run_one_way(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_no_error_is_swallowed_and_no_config_key_has_a_silent_default(file: Path) -> None:
     assert other_faults(file.read_text(), name_of(file)) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_files_are_reached_by_epath_alone(file: Path) -> None:
+    """So that a workdir, and text, may lie in a bucket. Nothing stands in RIGHT that is not used."""
+    assert other_ways(file.read_text()) == {way for module, way in RIGHT if module == name_of(file)}
 
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.glob("*/__init__.py")), ids=name_of)
@@ -152,3 +191,29 @@ def test_these_imports_would_be_found(module: str, source: str) -> None:
 )
 def test_these_faults_would_be_found(source: str) -> None:
     assert other_faults(source, "cdcd_jax.training.loop")
+
+
+@pytest.mark.parametrize(
+    "source, way",
+    [
+        ("with open(path) as file:\n    pass", "open"),
+        ("import os\nos.path.exists(path)", "os.path"),
+        ("from os import path\npath.exists(p)", "os.path"),
+        ("from os.path import join", "os.path"),
+        ("import os\nf = os.makedirs", "os.makedirs"),
+        ("from os import rename as move", "os.rename"),
+        ("import pathlib", "pathlib"),
+        ("from pathlib import Path", "pathlib"),
+        ("def f():\n    import glob", "glob"),
+        ("import io\nio.open(path)", "io.open"),
+        ("from shutil import copytree", "shutil"),
+        ("import tempfile as t", "tempfile"),
+        ("import fsspec.core", "fsspec"),
+    ],
+)
+def test_these_ways_to_files_would_be_found(source: str, way: str) -> None:
+    assert other_ways(source) == {way}
+
+
+def test_these_are_no_other_ways_to_files() -> None:
+    assert not other_ways("import os\nfrom etils import epath\nwith epath.Path(p).open() as f:\n    os.environ['A'] = os.fspath(p)\nimage.open(f)")

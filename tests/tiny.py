@@ -130,6 +130,18 @@ def shared_trainer() -> Trainer:
     return trainer(config(), mesh())
 
 
+def small_state(number: float = 0.0) -> TrainState:
+    """A state of a few bytes, which is saved and restored in no time."""
+    a, b, c, d = (jnp.full(3, number, jnp.float32) for _ in range(4))
+    return TrainState(jnp.int32(0), {"a": a}, {"warp": {"axis_logits": b}}, {"c": c}, d)
+
+
+def like(state: Any) -> Any:
+    """The shapes and types of a state, on the first device."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), state)
+
+
 def model(config: Config, state: TrainState) -> Model:
     """What evaluation reads from a checkpoint of this state."""
     return Model(config, TOKENIZER, state.ema, state.log_prior, int(state.step))

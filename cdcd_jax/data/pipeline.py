@@ -34,6 +34,11 @@ def load_corpus(config: DataConfig, tokenizer: tokenizers.Tokenizer | None = Non
     for part, what in ((train, "training"), (valid, "held-out")):
         if not part:
             raise UserError(f"the {what} part of {config.source!r} is empty: data.valid_fraction = {config.valid_fraction} leaves it no text.")
+        if len(part.encode()) < config.sequence_length:  # no tokenizer makes more tokens than bytes of it
+            raise UserError(
+                f"the {what} part of {config.source!r} has {len(part.encode())} bytes, fewer than one sequence of data.sequence_length = "
+                f"{config.sequence_length} tokens; give more text or a shorter sequence."
+            )
     if tokenizer is None:
         tokenizer = tokenizers.train(config, train, text)
     tokens = {"training": tokenizer.encode(train), "held-out": tokenizer.encode(valid)}

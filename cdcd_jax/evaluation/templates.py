@@ -58,7 +58,8 @@ def encode(parts: list[str | int], tokenizer: Tokenizer, length: int, what: str)
         ids += piece_ids
         given += [True] * len(piece_ids)
     if len(ids) > length:
-        raise UserError(f"the {what} takes {len(ids)} tokens, and this model's sequences have {length}: shorten it or its blanks.")
+        shorten = "shorten it or its blanks" if blanks else "shorten it"
+        raise UserError(f"the {what} takes {len(ids)} tokens, and this model's sequences have {length}: {shorten}.")
     if what == "prompt" and len(ids) == length:
         raise UserError(f"the prompt fills all {length} tokens of a sequence and leaves nothing to generate: shorten it.")
     if what == "template" and all(given):

@@ -1,14 +1,326 @@
-"""What a process does for its host before any array exists."""
+"""The processes of one job: how they meet, agree, tell each other of a failure, and leave.
+
+Everything here does nothing, or is about one process, where no launcher says that there are several. What they tell each other goes through the
+key-value store of JAX's coordination service, which lives in process 0.
+"""
 
 import ctypes
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import socket
 import sys
+import threading
+import time
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from typing import Any, NamedTuple, NoReturn
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from cdcd_jax.config import AGAIN, HostsConfig, UserError
+
+INTERVAL = 1.0  # seconds between two signs of life
+LISTEN = "CDCD_MULTIHOST"  # 1: let JAX find out from the platform (TPU pods, GKE, SLURM, MPI) who the processes are
+EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # or these say so: host:port, N, 0 .. N - 1
 # mallopt's numbers in glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+
+_joined = False  # whether the processes have met
+_waiting = ""  # what this process waits for while it meets the others
+_final: int | None = None  # the exit code, once the job has ended well
+_leaving = threading.Lock()  # held by the first thread that ends the process
+_abort_handler: Any = None  # a reference, or Python would collect what C calls
+
+
+class Failure(NamedTuple):
+    """What a process said before it left."""
+
+    name: str
+    code: int
+    sentence: str
+
+
+class Seen(NamedTuple):
+    """The last sign of life of a process."""
+
+    name: str
+    phase: str
+    lasted: float  # seconds in that phase
+    step: int
+    alive: bool  # whether it gave another sign just now
+
+    def line(self) -> str:
+        """For the log."""
+        return f"{self.name}: {'alive' if self.alive else 'SILENT'}, {self.phase} for {self.lasted:.0f} s, last finished step {self.step:,}"
+
+
+def _client() -> Any:
+    """JAX's client of the coordination service; there is no public way to it."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def several() -> bool:
+    """Whether this process is one of several."""
+    return _joined
+
+
+def _index() -> int:
+    from jax._src import distributed
+
+    return distributed.global_state.process_id
+
+
+def name() -> str:
+    """How this process is called in the log."""
+    return _called(_index(), socket.gethostname()) if several() else "this process"
+
+
+def _called(index: int, host: str) -> str:
+    from jax._src import distributed
+
+    return f"process {index} of {distributed.global_state.num_processes} on {host}"
+
+
+def waiting() -> str:
+    """What this process waits for outside of JAX; empty when for nothing."""
+    return _waiting
+
+
+def join(config: HostsConfig) -> None:
+    """Meets the other processes, if a launcher says that there are any; before the first use of a device.
+
+    Raises UserError for settings that make no sense, and when the coordinator's address answers nobody within hosts.start_seconds.
+    """
+    global _joined, _waiting
+    _watch_gpus(config)
+    given = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
+    if os.environ.get(LISTEN) != "1" and not given:
+        return
+    arguments: dict[str, Any] = {}
+    if given:
+        if len(given) < len(EXPLICIT):
+            missing = " and ".join(name for name in EXPLICIT if name not in given)
+            raise UserError(f"{' and '.join(given)} is set, but not {missing}: set all three, or none of them.")
+        arguments = _explicit(given)
+        if arguments["num_processes"] == 1:
+            return
+        _waiting = f"the coordinator at {arguments['coordinator_address']} (process 0)"
+        if arguments["process_id"] != 0:
+            _knock(arguments["coordinator_address"], 0.9 * config.start_seconds)  # before the start's deadline
+        _waiting = f"all {arguments['num_processes']} processes to meet at {arguments['coordinator_address']}"
+    _leave_when_aborted(arguments.get("coordinator_address", "the coordinator's address"))
+    # Deaths are noticed and told here, not by JAX, which would end the others with an abort and no word of who is to blame.
+    jax.config.update("jax_enable_recoverability", True)
+    jax.config.update("jax_enable_preemption_service", False)
+    patience = int(config.start_seconds) + 60  # the start's deadline comes first
+    jax.distributed.initialize(**arguments, initialization_timeout=patience, heartbeat_timeout_seconds=3600, shutdown_timeout_seconds=60)
+    _waiting, _joined = "", True
+
+
+def _explicit(given: dict[str, str]) -> dict[str, Any]:
+    address, number, index = (given[name] for name in EXPLICIT)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"{EXPLICIT[0]}={address} must be host:port.")
+    if not number.isdigit() or int(number) < 1 or not index.isdigit() or int(index) >= int(number):
+        raise UserError(f"{EXPLICIT[2]}={index} must be a number from 0 to {EXPLICIT[1]} - 1, and {EXPLICIT[1]}={number} at least 1.")
+    return {"coordinator_address": address, "num_processes": int(number), "process_id": int(index)}
+
+
+def _knock(address: str, seconds: float) -> None:
+    """Returns when something listens at the address."""
+    host, _, port = address.rpartition(":")
+    end, reason = time.monotonic() + seconds, ""
+    while time.monotonic() < end:
+        try:
+            with socket.create_connection((host, int(port)), timeout=max(0.1, min(5.0, end - time.monotonic()))):
+                return
+        except OSError as error:
+            reason = error.strerror or str(error)
+            time.sleep(0.2)
+    raise UserError(
+        f"the coordinator at {address} did not answer for {seconds:.1f} s ({reason}): start process 0 there, or mend {EXPLICIT[0]}; "
+        "hosts.start_seconds is how long to wait."
+    )
+
+
+def _leave_when_aborted(address: str) -> None:
+    """JAX's client aborts the process when the coordination service is gone: the code for that is 75 here, and the last line says who is."""
+    global _abort_handler
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def handler(_: int) -> None:
+        if _final is not None:
+            _exit(_final)
+        leave(AGAIN, f"process 0, the coordinator at {address}, is gone or does not answer; leaving with {AGAIN}, to be started again.", tell=False)
+
+    _abort_handler = handler
+    library = ctypes.CDLL(None)
+    library.signal.restype = ctypes.c_void_p
+    library.signal(int(signal.SIGABRT), handler)
+
+
+def _watch_gpus(config: HostsConfig) -> None:
+    """On GPUs XLA has a watchdog of its own; the user's setting comes first."""
+    set_by_user = "--xla_gpu_execution_terminate_timeout" in os.environ.get("XLA_FLAGS", "")
+    if any(entry.name.startswith(("cuda", "xla_cuda", "rocm")) for entry in entry_points(group="jax_plugins")) and not set_by_user:
+        seconds = int(max(config.compile_seconds, config.stall_seconds))
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_execution_terminate_timeout={seconds}s".strip()
+
+
+def compare(values: dict[str, Any]) -> None:
+    """Raises UserError where this process was started with other values (config keys, versions) than process 0; returns when all have compared."""
+    if not several():
+        return
+    mine = {key: str(value) for key, value in (values | {"the code": code_version(), "jax": jax.__version__}).items()}
+    if _index() == 0:
+        _client().key_value_set("cdcd/values", json.dumps({"host": socket.gethostname(), "values": mine}))
+    else:
+        first = json.loads(_client().blocking_key_value_get("cdcd/values", 24 * 3600 * 1000))
+        for key in sorted(mine.keys() | first["values"].keys()):
+            here, there = mine.get(key, "absent"), first["values"].get(key, "absent")
+            if here != there:
+                raise UserError(
+                    f"{name()} has {key} = {here}, but process 0 on {first['host']} has {there}: start all processes with the same config and code."
+                )
+    barrier("compared")
+
+
+def code_version() -> str:
+    """A digest of the package's source."""
+    digest = hashlib.sha256()
+    root = pathlib.Path(__file__).resolve().parent.parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def barrier(what: str) -> None:
+    """Returns when all processes have come here. The watch bounds how long that may take."""
+    global _waiting
+    if several():
+        _waiting = f"the other processes at {what!r}"
+        _client().wait_at_barrier(f"cdcd/{what}", 24 * 3600 * 1000)
+        _waiting = ""
+
+
+def largest(value: int) -> Any:
+    """The largest of the processes' values, for all of them: something that `int` waits for. All must call it, in the same order."""
+    if not several():
+        return value
+    spread, function = _agreement()
+    return function(jax.make_array_from_process_local_data(spread, np.full(jax.local_device_count(), value, np.int32)))
+
+
+@functools.cache
+def _agreement() -> tuple[NamedSharding, Any]:
+    mesh = Mesh(np.array(jax.devices()), ("all",))
+    return NamedSharding(mesh, P("all")), jax.jit(lambda values: values.max(), out_shardings=NamedSharding(mesh, P()))
+
+
+def first() -> bool:
+    """Whether this is the process that writes for all of them; known before any device is used."""
+    return not several() or _index() == 0
+
+
+def publish(phase: str, lasted: float, step: int) -> bool:
+    """A sign of life, with what this process is doing. False when nobody took it: an abort follows then, which says so."""
+    sign = {"host": socket.gethostname(), "phase": phase, "lasted": lasted, "step": step, "time": time.time()}
+    try:
+        _client().key_value_set(f"cdcd/seen/{_index()}", json.dumps(sign), allow_overwrite=True)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def failure_of_another() -> Failure | None:
+    """What another process said when it failed, if one did."""
+    try:
+        told = _client().key_value_dir_get("cdcd/failed/")
+    except jax.errors.JaxRuntimeError:
+        return None
+    others = [text for key, text in told if key.rpartition("/")[2] != str(_index())]
+    return Failure(**json.loads(others[0])) if others else None
+
+
+def last_seen() -> list[Seen]:
+    """All processes' last signs of life; takes a little more than two intervals, to see who gives another."""
+    before = signs()
+    if before is not None:
+        time.sleep(2.2 * INTERVAL)
+    after = signs()
+    if before is None or after is None:
+        return [Seen("process 0 (the coordinator, which does not answer)", "unknown", 0.0, 0, False)]
+    return [
+        Seen(_called(int(index), sign["host"]), sign["phase"], sign["lasted"], sign["step"], before.get(index, {}).get("time") != sign["time"])
+        for index, sign in sorted(after.items(), key=lambda item: int(item[0]))
+    ]
+
+
+def signs() -> dict[str, Any] | None:
+    """What each process published last; None when the coordinator does not answer. In a thread of its own, because the call knows no deadline."""
+    found: list[dict[str, Any]] = []
+
+    def ask() -> None:
+        try:
+            found.append({key.rpartition("/")[2]: json.loads(value) for key, value in _client().key_value_dir_get("cdcd/seen/")})
+        except jax.errors.JaxRuntimeError:
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(3.0 * INTERVAL)
+    return found[0] if found else None
+
+
+def depart(code: int) -> int:
+    """The end of a job: returns the code where this process is alone; of several, all wait for each other, and each ends with its code."""
+    global _final
+    if not several():
+        return code
+    barrier("the end")
+    _final = code
+    if _index() == 0:
+        time.sleep(INTERVAL)  # the others lose the coordination service with this process
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    """Ends the process without JAX's own farewell, which waits for hosts that may be gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def leave(code: int, text: str, tell: bool = True) -> NoReturn:
+    """Ends this process at once, from any thread, with a last line on stderr; the others are told first and leave with the same code."""
+    if not _leaving.acquire(blocking=False):
+        threading.Event().wait()  # another thread of this process is at it, with a better reason
+    if tell and several():
+        told = threading.Thread(target=_tell, args=(code, text), daemon=True)
+        told.start()
+        told.join(2.0 * INTERVAL)
+    print(text, file=sys.stderr)
+    _exit(code)
+
+
+def _tell(code: int, text: str) -> None:
+    sentence = text.rstrip().rpartition("\n")[2].removeprefix("error: ")
+    try:
+        _client().key_value_set(f"cdcd/failed/{_index()}", json.dumps({"name": name(), "code": code, "sentence": sentence}), allow_overwrite=True)
+    except jax.errors.JaxRuntimeError:
+        return  # nobody to tell
+    if _index() == 0:
+        time.sleep(1.8 * INTERVAL)  # the store goes with this process
 
 
 def keep_freed_memory() -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from etils import epath
 from markupsafe import Markup
 
 from cdcd_jax.config import UserError
+from cdcd_jax.data import files
 from cdcd_jax.evaluation import templates
 from cdcd_jax.reporting import pictures
 from cdcd_jax.reporting.records import BOUND, QUALITY, Recorded, commands, load, training_seconds
@@ -38,20 +38,30 @@ def _number(record: dict[str, Any] | None, key: str) -> int | float | None:
 def summary(run: Recorded) -> dict[str, Any]:
     """The content of report.json: what was reached, as numbers; null where a part is absent."""
     probe = run.telemetry[-1] if run.telemetry else None
+    last = run.metrics[-1]
     speeds = [record["tokens_per_second"] for record in run.metrics if math.isfinite(record["tokens_per_second"])]
     names = {"nll": run.nll, "estimate": probe}
     reached = {where: {key: _number(record, key) for key in ("step", *BOUND)} for where, record in names.items()}
     return {
         "workdir": str(run.workdir),
-        "step": run.metrics[-1]["step"],
+        "step": last["step"],
         "num_steps": run.config.train.num_steps if run.config else None,
         "training_seconds": training_seconds(run.metrics),
         "tokens_per_second": float(np.median(speeds)) if speeds else None,
+        "goodput": last["goodput"] if "goodput" in last else None,
+        "wall_seconds": last["wall_seconds"] if "goodput" in last else None,
         **reached,
         "half_information_sigma": _number(probe, "half_information_sigma"),
         "context_gain": _number(probe, "context_gain"),
         **{key: _number(run.quality, key) for key in QUALITY if key.startswith("valid")},
     }
+
+
+# What a phase of parallel/clock.py is called on the page; and what restarts cost, from training/goodput.py.
+WENT = {
+    "start": "starting", "compile": "compiling", "data": "waiting for data", "step": "steps", "checkpoint": "waiting for checkpoints",
+    "evaluation": "evaluating", "lost": "lost to restarts",
+}  # fmt: skip
 
 
 def text_of(nll: dict[str, Any] | None) -> str:
@@ -71,6 +81,8 @@ def facts(run: Recorded) -> list[Fact]:
     minutes, seconds = divmod(round(reached["training_seconds"]), 60)
     words = [reached[f"valid_word_rate{end}"] for end in ("", "_heldout", "_unigram")]
     steps = f"{reached['step']:,}" + (f" of {reached['num_steps']:,}" if run.config else "")
+    wall = reached["wall_seconds"] or {}
+    parts = ", ".join(f"{WENT[phase]} {spent:,.0f} s" for phase, spent in sorted(wall.items(), key=lambda item: -item[1]) if spent >= 0.5)
     return [
         Fact("bits per character", show([nll["bits_per_char"], nll["bits_per_char_stderr"]], "{:.3f} ± {:.3f}"),
              f"bound on {text_of(run.nll)}, ± standard error" + (f", step {run.nll['step']:,}" if run.nll else ""), make["evaluate"]),
@@ -83,6 +95,7 @@ def facts(run: Recorded) -> list[Fact]:
         Fact("entropy linearity", show([straight["linearity"]], "{:.1%}"), f"deviation over u, of the range ({source})", make["evaluate"]),
         Fact("training steps", steps, "", make["train"]),
         Fact("training time", f"{minutes} min {seconds} s", "wall time, resumes included", make["train"]),
+        *([Fact("goodput", f"{reached['goodput']:.1%}", f"the steps' share of all time: {parts}", make["train"])] if wall else []),
         Fact("speed", show([reached["tokens_per_second"]], "{:,.0f} tokens/s"), "median over training", make["train"]),
     ]  # fmt: skip
 
@@ -220,17 +233,6 @@ def render(run: Recorded) -> str:
     )
 
 
-def write_atomically(path: epath.Path, content: bytes) -> None:
-    """Writes beside `path` first and then renames, so that a reader sees the old file or the new one. Raises UserError when it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): make its folder writable, or free the name.") from error
-
-
 def write(workdir: epath.PathLike, picture: str | None = None) -> Recorded:
     """Reads a workdir, writes report.html and report.json into it and, where asked, the README's picture to `picture` (.svg or .png)."""
     kind = epath.Path(picture).suffix[1:] if picture else ""
@@ -239,9 +241,8 @@ def write(workdir: epath.PathLike, picture: str | None = None) -> Recorded:
     run = load(workdir)
     if picture and run.trajectory is None:
         raise UserError(f"{run.workdir} has no samples/trajectory.json for the picture: make it with {commands(run.workdir)['trajectory']}.")
-    files = {run.workdir / "report.html": render(run).encode(), run.workdir / "report.json": (json.dumps(summary(run), indent=2) + "\n").encode()}
+    files.write_whole(run.workdir / "report.html", render(run))
+    files.write_whole(run.workdir / "report.json", json.dumps(summary(run), indent=2) + "\n")
     if picture and run.trajectory is not None:
-        files[epath.Path(picture)] = pictures.readme_picture(run.trajectory, run.telemetry[-1] if run.telemetry else None, kind)
-    for path, content in files.items():
-        write_atomically(path, content)
+        files.write_whole(files.locate(picture), pictures.readme_picture(run.trajectory, run.telemetry[-1] if run.telemetry else None, kind))
     return run

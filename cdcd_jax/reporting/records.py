@@ -10,6 +10,7 @@ from etils import epath
 
 from cdcd_jax import config as config_lib
 from cdcd_jax.config import UserError
+from cdcd_jax.data import files
 
 # What a record must hold: "int", "number" (null reads as not a number), "numbers" and "list" (neither empty), "text".
 METRICS = {"step": "int", "loss": "number", "tokens_per_second": "number", "seconds": "number"}
@@ -119,7 +120,7 @@ def _config(path: epath.Path) -> config_lib.Config | None:
 
 def load(workdir: epath.PathLike) -> Recorded:
     """Reads and checks a workdir. Raises UserError when it is missing, has no metrics yet, or holds a damaged file."""
-    folder = epath.Path(workdir)
+    folder = files.locate(workdir)
     if not folder.is_dir():
         raise UserError(f"there is no workdir {str(workdir)!r}: name the folder of a run, as --workdir=runs/demo.")
     metrics = read_lines(folder / "metrics.jsonl", METRICS)
@@ -150,11 +151,11 @@ def commands(workdir: epath.PathLike) -> dict[str, str]:
     """Part of the page to the command that makes it."""
     place, samples = shlex.quote(str(workdir)), shlex.quote(str(epath.Path(workdir) / "samples"))
     sample = f"python -m cdcd_jax.sample --workdir={place}"
-    filled = f"{sample} --num_samples=4 --template='And the [8] said unto [4], [12]' --output={samples}/template.jsonl"
+    filled = f"{sample} --num_samples=4 --seed=2 --template='And the [8] said unto [4], [12]' --output={samples}/template.jsonl"
     return {
         "train": f"python -m cdcd_jax.train --config=CONFIG.py --workdir={place}",
         "unconditional": f"{sample} --num_samples=16 --output={samples}/unconditional.jsonl",
-        "prompt": f"{sample} --num_samples=4 --prompt='In the beginning' --output={samples}/prompt.jsonl",
+        "prompt": f"{sample} --num_samples=4 --seed=1 --prompt='In the beginning' --output={samples}/prompt.jsonl",
         "template": filled,
         "trajectory": f"{filled} --trajectory={samples}/trajectory.json",
         "evaluate": f"python -m cdcd_jax.evaluate --workdir={place}",

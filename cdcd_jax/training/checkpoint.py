@@ -1,8 +1,11 @@
-"""Checkpoints, with orbax: state, warp, data position, config and fingerprints in one step, all or nothing (docs/DESIGN.md, 10)."""
+"""Checkpoints: state, warp, data position, config and fingerprints in one step, sealed, all or nothing (docs/DESIGN.md, 10)."""
 
+import asyncio
+import functools
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -10,115 +13,213 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from cdcd_jax.config import CheckpointConfig, UserError
+from cdcd_jax.data import files
+from cdcd_jax.parallel.agreement import agree
 from cdcd_jax.parallel.sharding import path_name
+from cdcd_jax.training import s3, steps
 
-# What orbax and tensorstore raise for a file that is missing, truncated or not theirs.
+PARTS = ("state", "warp")  # what orbax writes, a folder each
+# Made beforehand: in these orbax's other processes wait for its first one to get so far, ten minutes long where that one has failed.
+FOLDERS = tuple(f"{part}/array_metadatas" for part in PARTS)
+# What orbax and tensorstore raise for what they cannot make sense of.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
 class Checkpoints:
-    """The checkpoints of a workdir. Saving is asynchronous; a directory counts only once it is complete."""
+    """The checkpoints of a run in training. All processes make one and call its methods together. Saving is asynchronous."""
 
-    def __init__(self, workdir: epath.Path, config: CheckpointConfig, read_only: bool = False):
-        """`read_only` for whoever only restores, perhaps while a trainer saves. Raises UserError if there is nothing to read."""
-        self.directory = (workdir / "checkpoints").resolve()  # orbax takes absolute paths only
-        if read_only and not self.directory.exists():
-            raise UserError(f"there is no checkpoint in {workdir}: train first.")
-        keep = None if read_only else config.keep_last
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not read_only, read_only=read_only)
-        self.manager = ocp.CheckpointManager(self.directory, options=options)
+    def __init__(self, workdir: epath.Path, config: CheckpointConfig):
+        """Removes what saves that were cut short have left. Raises UserError where that is impossible."""
+        self.directory, self.config = _directory(workdir), config
+        self._handlers = {part: ocp.StandardCheckpointHandler() for part in PARTS}
+        self._pool = ThreadPoolExecutor(2, "checkpoint")  # one for the save under way, one for what it tries
+        self._saving: Future[str] | None = None
+        self._step = -1  # of the last save that was begun
+        self._failed = ""  # why it failed, once it is over
+        self._given_up: int | None = None  # the last step that could not be saved
+        self._untold: list[str] = []  # sentences for the log
+        if reason := self._agree("clean", functools.partial(steps.clean, self.directory)):
+            raise UserError(f"{self.directory} cannot be written ({reason}).")
+        self.steps = listed(workdir)  # the complete ones, ascending, alike in all processes
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
-        return self.manager.latest_step()
+        return self.steps[-1] if self.steps else None
+
+    def saving(self) -> bool:
+        """True while a save is under way."""
+        return self._saving is not None and not self._saving.done()
 
     def save(self, step: int, state: Any, data: dict[str, int], meta: dict[str, Any]) -> None:
-        """Saves in the background. `data` is the iterator's state before the next batch is taken; `meta` holds config and fingerprints."""
-        if step == self.latest_step():
-            return
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                warp=ocp.args.StandardSave(state.ema["warp"]),
-                data=ocp.args.JsonSave(data),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        """Saves in the background; waits until the arrays are copied, and before that for a save that is still under way.
 
-    def restore(self, abstract: Any) -> tuple[Any, dict[str, int], dict[str, Any]]:
-        """(state, data position, meta) of the latest step; `abstract` holds shapes, types and shardings.
-
-        Raises UserError naming the step and the last good one when it cannot be read or does not fit; it never falls back by itself.
+        `data` is the iterator's state before the next batch is taken; `meta` holds config and fingerprints. A save that fails raises nothing:
+        see `failure` and `finish`. A step that is there already is left as it is.
         """
-        step = self._latest()
-        with self._readable(step):
-            self._check(step, abstract)
-            restored = self.manager.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()),
-            )
-        return restored.state, restored.data, restored.meta
+        self.wait()
+        if step in self.steps:
+            self._failed = ""
+            return
+        self._step, writes = step, []
 
-    def restore_part(self, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(state, meta) with only the named fields of the latest step's state, as `abstract` (a dict of them) describes."""
-        step = self._latest()
-        with self._readable(step):
-            self._check(step, abstract, whole=False)
-            arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
-            restored = self.manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeRestore(item=abstract, restore_args=arguments, partial_restore=True), meta=ocp.args.JsonRestore()
-                ),
-            )
-        return restored.state, restored.meta
+        def copy() -> None:
+            for part, tree in {"state": state, "warp": state.ema["warp"]}.items():
+                arguments = ocp.args.StandardSave(tree)
+                writes.extend(asyncio.run(self._handlers[part].async_save(self.directory / str(step) / part, args=arguments)))
+
+        self._give_up()
+        # No process may write before the first has made the folders.
+        reason = self._agree("begin", lambda: steps.begin(self.directory, step, FOLDERS)) or self._tried(copy)
+        self._saving = self._pool.submit(self._write, step, writes, reason, data, meta)
+
+    def failure(self) -> str | None:
+        """One sentence for the log about what has failed since the last call, or None. It never waits."""
+        if not self.saving():
+            self.wait()
+        return self._untold.pop(0) if self._untold else None
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk."""
-        self.manager.wait_until_finished()
+        """Returns when what was saved is written, or has failed."""
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        error = saving.exception()
+        self._failed = saving.result() if error is None else _reason(error)
+        if self._failed:
+            self._untold.append(f"the checkpoint of step {self._step} could not be saved ({self._failed}): {self._last_good()}.")
+
+    def finish(self) -> None:
+        """Returns when what was saved is written. Raises UserError, which names the last good step, if the last save has failed."""
+        self.wait()
+        if self._failed:
+            self._untold.clear()
+            self._give_up()
+            raise UserError(
+                f"the last checkpoint, of step {self._step}, could not be saved ({self._failed}): {self._last_good()}; "
+                "once that is put right, the same command goes on from there."
+            )
 
     def close(self) -> None:
-        """Waits for saves under way and lets go."""
-        self.manager.close()
+        """Waits for a save under way and lets go."""
+        self.wait()
+        self._pool.shutdown()
+        for handler in self._handlers.values():
+            handler.close()
 
-    def _latest(self) -> int:
-        step = self.latest_step()
+    def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, dict[str, int], dict[str, Any]]:
+        """(state, data position, meta) of a step, the newest if none is named; `abstract` holds shapes, types and shardings.
+
+        Raises UserError if a file of it is damaged, naming the file and the last good step, or if it does not fit; it never falls back by itself.
+        """
+        step = self.latest_step() if step is None else step
         if step is None:
             raise UserError(f"there is no checkpoint in {self.directory}: train first.")
-        return step
-
-    def _check(self, step: int, abstract: Any, whole: bool = True) -> None:
-        """orbax casts types without a word, so types and shapes are compared first; of the whole state, or of what `abstract` names of it."""
-        # Not the manager's own item_metadata, which knows nothing of what it has not itself saved or restored.
-        saved = ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / "state")
-        found = {path_name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in jax.tree_util.tree_leaves_with_path(saved.tree)}
-        wanted = {path_name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
-        for name in sorted(found.keys() | wanted.keys() if whole else wanted.keys()):
-            if found.get(name) != wanted.get(name):
-                raise ValueError(f"{name} is {found.get(name, 'absent')} there, and {wanted.get(name, 'absent')} in this run")
-
-    @contextmanager
-    def _readable(self, step: int) -> Iterator[None]:
-        """Turns what a damaged checkpoint raises into one sentence that says what the user can do."""
+        # One process reads all files through; the others learn what it found.
+        if said := agree("verify", steps.damage(self.directory, step) if jax.process_index() == 0 else ""):
+            raise UserError(said)
+        folder = self.directory / str(step)
         try:
-            yield
-        except UNREADABLE as error:
-            older = [s for s in sorted(self.manager.all_steps()) if s < step]
-            good = f"move it away to go on from step {older[-1]}" if older else "there is no older one, so train again in another workdir"
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"the checkpoint {self.directory / str(step)} cannot be read ({reason}); nothing was changed: {good}.") from error
+            _check(folder, abstract)
+            state = self._handlers["state"].restore(folder / "state", args=ocp.args.StandardRestore(abstract))
+            return state, json.loads((folder / "data.json").read_text()), json.loads((folder / "meta.json").read_text())
+        except UNREADABLE + files.failures() as error:
+            raise UserError(f"the checkpoint {folder}, every byte of which is as it was saved, cannot be read ({_reason(error)}).") from error
+
+    def set_aside_after(self, step: int) -> str:
+        """Moves the checkpoints of later steps to checkpoints/set_aside/after_<step> and deletes none; what was done, in a sentence."""
+        later = [s for s in self.steps if s > step]
+        if reason := self._agree("set aside", lambda: steps.set_aside_after(self.directory, step, later)):
+            raise UserError(f"the checkpoints after step {step} could not all be moved aside ({reason}); none is lost: give the command again.")
+        self.steps = [s for s in self.steps if s <= step]
+        those = f"those of {_and(later)} are" if len(later) > 1 else f"that of {_and(later)} is" if later else ""
+        moved = f"; {those} in {steps.aside(self.directory, step)}" if later else ", which is the newest"
+        return f"went back to the checkpoint of step {step}{moved}."
+
+    def _agree(self, about: str, action: Callable[[], None]) -> str:
+        """Does something in the first process alone; why it failed, in all processes, or ""."""
+        return agree(about, self._tried(action) if jax.process_index() == 0 else "")
+
+    def _tried(self, action: Callable[[], Any]) -> str:
+        """Why an action failed, or "". It may be any reason at all: a save that fails is told, and ends no run."""
+        error = self._pool.submit(action).exception()
+        return _reason(error) if error else ""
+
+    def _give_up(self) -> None:
+        """Frees the disk of the last save that failed; again before the next, because tensorstore may have written on. A new start does the rest."""
+        if (step := self._given_up) is not None:
+            self._agree("give up", lambda: steps.give_up(self.directory, step))
+
+    def _write(self, step: int, writes: list[Any], reason: str, data: dict[str, int], meta: dict[str, Any]) -> str:
+        """The part of a save that is done in the background; why it failed, or ""."""
+        # Each write is waited for, whatever became of the others.
+        reasons = [reason, *[self._tried(write.result) for write in writes]]
+        reason = agree("written", next(filter(None, reasons), "")) or self._agree("commit", lambda: self._commit(step, data, meta))
+        if reason:
+            self._given_up = step
+            self._give_up()
+            return reason
+        every, there = self.config.keep_every_steps, [*self.steps, step]
+        dropped = [s for s in there[: -self.config.keep_last] if not (every and s % every == 0)]
+        self.steps = [s for s in there if s not in dropped]
+        for old in dropped:
+            if reason := self._agree("drop", functools.partial(steps.remove, self.directory, old)):
+                self._untold.append(f"the checkpoint of step {old}, which is no longer kept, could not be removed ({reason}).")
+        return ""
+
+    def _commit(self, step: int, data: dict[str, int], meta: dict[str, Any]) -> None:
+        folder = self.directory / str(step)
+        for part, handler in self._handlers.items():
+            handler.finalize(folder / part)  # one index over what all processes have written
+        (folder / "data.json").write_text(json.dumps(data))
+        (folder / "meta.json").write_text(json.dumps(meta))
+        steps.commit(self.directory, step)
+
+    def _last_good(self) -> str:
+        return f"the last good one is of step {self.steps[-1]}" if self.steps else "there is no earlier one"
+
+
+def listed(workdir: epath.Path) -> list[int]:
+    """The complete steps of a run, ascending. Touches nothing. Where there are several processes, all call it."""
+    return json.loads(agree("list", json.dumps(steps.listed(_directory(workdir))) if jax.process_index() == 0 else ""))
 
 
 def newest_step(workdir: epath.Path) -> int | None:
-    """The newest complete step of a run, or None; touches nothing."""
-    if not (workdir / "checkpoints").exists():
-        return None
-    checkpoints = Checkpoints(workdir, CheckpointConfig(), read_only=True)
-    try:
-        return checkpoints.latest_step()
-    finally:
-        checkpoints.close()
+    """The newest complete step of a run, or None."""
+    there = listed(workdir)
+    return there[-1] if there else None
+
+
+def step_to_go_back_to(workdir: epath.Path, step: int) -> int | None:
+    """The step, if its checkpoint is there; None if this run went back to it before. Raises UserError, which lists those that are there."""
+    there = listed(workdir)
+    if step not in there:
+        found = f"there are those of {_and(there)}" if len(there) > 1 else f"there is that of {_and(there)}" if there else "there is none"
+        raise UserError(f"--go_back_to={step} names no checkpoint of {workdir}: {found}.")
+    return None if steps.went_back(_directory(workdir), step) else step
+
+
+def restore_part(workdir: epath.Path, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(state, meta) with only the named fields of the newest step's state, as `abstract` (a dict of them) describes; perhaps while a trainer saves.
+
+    Raises UserError as `Checkpoints.restore` does.
+    """
+    directory, tried, failure = _directory(workdir), -1, UserError(f"there is no checkpoint in {workdir}: train first.")
+    # Where reading fails, the trainer may have dropped the step in the meantime; it does so only when there is a newer one.
+    while (step := newest_step(workdir)) is not None and step != tried:
+        folder, tried = directory / str(step), step
+        try:
+            if said := steps.damage(directory, step):
+                raise UserError(said)
+            _check(folder, abstract, whole=False)
+            arguments = ocp.args.PyTreeRestore(
+                item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
+            )
+            return ocp.PyTreeCheckpointHandler().restore(folder / "state", args=arguments), json.loads((folder / "meta.json").read_text())
+        except UserError as error:
+            failure = error
+        except UNREADABLE + files.failures() as error:
+            failure = UserError(f"the checkpoint {folder} cannot be read ({_reason(error)}).")
+    raise failure
 
 
 def read_json(path: epath.Path) -> Any:
@@ -127,3 +228,38 @@ def read_json(path: epath.Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): name a run's workdir, whole.") from error
+
+
+def _directory(workdir: epath.Path) -> epath.Path:
+    if str(workdir).startswith(s3.SCHEME):
+        s3.teach_orbax()
+    return files.absolute(workdir / "checkpoints")  # orbax takes absolute paths only
+
+
+def _check(folder: epath.Path, abstract: Any, whole: bool = True) -> None:
+    """orbax casts types without a word, so types and shapes are compared first; of the whole state, or of what `abstract` names of it."""
+    saved = ocp.StandardCheckpointHandler().metadata(folder / "state")
+    found = {path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in jax.tree_util.tree_leaves_with_path(saved.tree)}
+    wanted = {path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+    for name in sorted(found.keys() | wanted.keys() if whole else wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"the checkpoint {folder} does not fit: {name} is {found.get(name, 'absent')} there, and {wanted.get(name, 'absent')} by this "
+                "config and code; nothing was changed: take those that it was saved with, or train in another workdir."
+            )
+
+
+def _reason(error: BaseException) -> str:
+    """Why something failed, in a few words: the system's own where it is known."""
+    text = " ".join(str(error).split())
+    if known := re.search(r"([^:]+) \[os_error_code=", text):  # tensorstore's, at the end of a long story
+        return known[1].strip()
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}" if text else type(error).__name__
+
+
+def _and(steps: list[int]) -> str:
+    """step 2; steps 2, 4 and 6"""
+    *first, last = map(str, steps)
+    return f"steps {', '.join(first)} and {last}" if first else f"step {last}"

@@ -1,181 +1,239 @@
 """The training loop: data in, steps out, and everything that a run leaves in its workdir."""
 
 import contextlib
+import dataclasses
 import json
 import math
-import signal
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
-from cdcd_jax.config import Config, UserError, to_json
-from cdcd_jax.data import pipeline, tokenizers
-from cdcd_jax.parallel.mesh import batch_sharding, make_mesh
+from cdcd_jax.config import DONE, Config, UserError, to_json
+from cdcd_jax.data import files, pipeline, tokenizers
+from cdcd_jax.parallel import hosts
+from cdcd_jax.parallel.clock import Clock
+from cdcd_jax.parallel.mesh import batch_sharding, constrain, make_mesh
 from cdcd_jax.parallel.sharding import shardings
-from cdcd_jax.training import telemetry, workdir
-from cdcd_jax.training.checkpoint import Checkpoints, newest_step
+from cdcd_jax.training import goodput, telemetry, workdir
+from cdcd_jax.training.checkpoint import Checkpoints, newest_step, step_to_go_back_to
+from cdcd_jax.training.journal import Journal
+from cdcd_jax.training.lock import locked
 from cdcd_jax.training.optim import factor
-from cdcd_jax.training.progress import console, progress
+from cdcd_jax.training.progress import Progress, console, progress
 from cdcd_jax.training.state import PROBE_STREAM, TrainState, init_state, stream_key
 from cdcd_jax.training.step import Step, make_apply, make_step
-
-if TYPE_CHECKING:
-    from clu.metric_writers import MetricWriter
-
-DONE, INTERRUPTED, AGAIN = 0, 130, 75  # exit codes: finished; Ctrl-C, saved; told to stop (SIGTERM), saved: start me again
+from cdcd_jax.training.stop import Interrupted, Stop
 
 
-class Stop:
-    """Remembers that a signal asked the run to stop, so that the step under way can end and be saved. A second Ctrl-C stops at once."""
+def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int | None = None) -> int:
+    """Trains, or goes on training, the run in `directory`, from its newest checkpoint or from that of step `go_back_to`; returns the exit code.
 
-    def __init__(self) -> None:
-        self.code: int | None = None
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Catches SIGINT and SIGTERM inside the block."""
-        codes = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: AGAIN}
-
-        def note(number: int, _: Any) -> None:
-            if self.code is not None:
-                raise KeyboardInterrupt
-            self.code = codes[signal.Signals(number)]
-
-        before = {number: signal.signal(number, note) for number in codes}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def train(config: Config, directory: epath.Path) -> int:
-    """Trains, or goes on training, the run in `directory`; returns the exit code.
+    Every process of a job calls it; the first one writes.
 
     Raises UserError for every mistake of the user's, and for a loss that is not finite; nothing that was saved is lost.
     """
-    there = workdir.prepare(directory, config)
-    saved = newest_step(directory)
-    before = workdir.read_config(directory) if there else config
-    if there:
-        reached = workdir.last_step(directory / "metrics.jsonl")
-        # The first save is under way until the second begins, and a run that was killed by then has lost it.
-        if saved is None and reached > 2 * before.checkpoint.every_steps:
+    stop = Stop()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stop.listening())
+        hosts.compare(workdir.flat(dataclasses.asdict(config)) | {"--workdir": directory.as_posix()})
+        first = hosts.first()
+        mesh = make_mesh(config)
+        there, still_ours = True, never
+        if first:
+            there = workdir.prepare(directory, config)
+            still_ours = stack.enter_context(locked(directory))
+        else:
+            hosts.barrier("the workdir is there")
+        corpus = pipeline.load_corpus(config.data, tokenizers.load(directory / "tokenizer") if there else None)
+        batches = pipeline.batches(
+            corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, jax.process_index(), jax.process_count()
+        )
+        stack.callback(batches.close)
+        if first:
+            if not there:
+                workdir.write(directory, config, corpus.tokenizer)
+            hosts.barrier("the workdir is there")
+        newest = newest_step(directory)
+        back = None if go_back_to is None else step_to_go_back_to(directory, go_back_to)
+        saved = (newest if back is None else back) or 0
+        if first:
+            workdir.check_saved(directory, newest)
+        if saved > config.train.num_steps:
             raise UserError(
-                f"{directory} has trained to step {reached:,} but holds no checkpoint: put its checkpoints/ back, or name another --workdir; "
-                "nothing was changed."
+                f"{directory} has a checkpoint of step {saved:,}, beyond train.num_steps = {config.train.num_steps:,}: give at least {saved:,}."
             )
-    if saved is not None and saved >= config.train.num_steps:
-        if before != config:  # in what may change
-            workdir.write_whole(directory / "config.json", to_json(config))
-        console.print(f"{directory} is complete: {saved:,} steps of {config.train.num_steps:,} are done.", soft_wrap=True)
-        return DONE
-    mesh = make_mesh(config)
-    corpus = pipeline.load_corpus(config.data, tokenizers.load(directory / "tokenizer") if there else None)
-    batches = pipeline.batches(
-        corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, jax.process_index(), jax.process_count()
-    )
-    if not there:
-        workdir.write(directory, config, corpus.tokenizer)
-    log_prior = jnp.asarray(pipeline.unigram_log_probabilities(corpus.train, corpus.tokenizer.vocab_size))
-    meta = {
-        "config": json.loads(to_json(config)),
-        "tokenizer_fingerprint": corpus.tokenizer.fingerprint,
-        "data_fingerprint": corpus.fingerprint,
-    }
-    abstract = jax.eval_shape(lambda: init_state(config, log_prior))
-    sharding = shardings(config, abstract, mesh)
-    lock = contextlib.ExitStack()
-    lock.enter_context(workdir.locked(directory))
-    checkpoints = Checkpoints(directory, config.checkpoint)
-    try:
-        if saved is None:
-            state, start = jax.jit(lambda: init_state(config, log_prior), out_shardings=sharding)(), 0
+        probed = workdir.last_step(directory / "telemetry.jsonl") if first else 0
+        if saved == config.train.num_steps and int(hosts.largest(probed)) >= saved:
+            if first:
+                console.print(f"{directory} is complete: {saved:,} steps of {config.train.num_steps:,} are done.", soft_wrap=True)
+            return DONE
+        checkpoints = Checkpoints(directory, config.checkpoint)
+        # A save that another process has part in cannot end when something failed.
+        stack.push(lambda kind, *_: None if kind and hosts.several() else checkpoints.close())
+        log_prior = pipeline.unigram_log_probabilities(corpus.train, corpus.tokenizer.vocab_size)
+        meta = {
+            "config": json.loads(to_json(config)),
+            "tokenizer_fingerprint": corpus.tokenizer.fingerprint,
+            "data_fingerprint": corpus.fingerprint,
+        }
+        abstract = jax.eval_shape(lambda: init_state(config, jnp.asarray(log_prior)))
+        sharding = shardings(config, abstract, mesh)
+        if saved == 0:
+            state = jax.jit(lambda: init_state(config, jnp.asarray(log_prior)), out_shardings=sharding)()
         else:
             targets = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding)
-            state, position, saved_meta = checkpoints.restore(targets)
+            with clock.phase("checkpoint"):
+                state, position, saved_meta = checkpoints.restore(targets, saved)
             for what in ("tokenizer_fingerprint", "data_fingerprint"):
                 if saved_meta[what] != meta[what]:
                     kind = what.removesuffix("_fingerprint")
                     raise UserError(f"{directory} was trained with another {kind} than {config.data.source!r} gives now; nothing was changed.")
             batches.set_state(position)
-            start = saved
-            console.print(f"going on from step {start:,} of {directory}")
-        if before != config:
-            workdir.write_whole(directory / "config.json", to_json(config))
-        for name in ("metrics.jsonl", "telemetry.jsonl"):
-            workdir.cut_after(directory / name, start)
-        step = make_step(config, sharding, batch_sharding(mesh))
-        return Loop(config, directory, corpus, checkpoints, meta).run(step, state, start, batches, batch_sharding(mesh))
-    finally:
-        batches.close()
-        checkpoints.close()
-        lock.close()
+            if back is not None:
+                said = checkpoints.set_aside_after(back)
+                if first:
+                    console.print(said, soft_wrap=True)
+            elif go_back_to is not None and first:
+                console.print(
+                    f"this run went back to step {go_back_to} before, so it goes on from its newest checkpoint; to go back once more, remove "
+                    f"{directory / 'checkpoints' / 'set_aside' / f'after_{go_back_to}.json'} first.",
+                    soft_wrap=True,
+                )
+        loop = Loop(config, directory, corpus, checkpoints, meta, mesh, clock, stop, still_ours)
+        if first:
+            loop.go_on(saved)
+        return loop.run(make_step(config, sharding, batch_sharding(mesh)), state, saved, batches)
 
 
 class Loop:
-    """One life of a run: the loop over steps, and what it writes."""
+    """One life of a run: the loop over steps, and what its first process writes."""
 
-    def __init__(self, config: Config, directory: epath.Path, corpus: pipeline.Corpus, checkpoints: Checkpoints, meta: dict[str, Any]):
-        self.config, self.directory, self.checkpoints, self.meta = config, directory, checkpoints, meta
+    def __init__(
+        self,
+        config: Config,
+        directory: epath.Path,
+        corpus: pipeline.Corpus,
+        checkpoints: Checkpoints,
+        meta: dict[str, Any],
+        mesh: Mesh,
+        clock: Clock,
+        stop: Stop,
+        still_ours: Callable[[], None],
+    ):
+        self.config, self.directory, self.checkpoints, self.meta, self.clock, self.stop = config, directory, checkpoints, meta, clock, stop
+        self.still_ours = still_ours
+        self.first = hosts.first()
+        self.sharding: NamedSharding = batch_sharding(mesh)
         self.characters_per_token = corpus.valid_characters / len(corpus.valid)
         windows = pipeline.windows(corpus.valid, config.data.sequence_length)
         chosen = np.linspace(0, len(windows) - 1, min(config.log.probe_sequences, len(windows))).astype(int)
         self.probe_windows = windows[chosen]
-        self.measure = telemetry.make_measure(config, make_apply(config, corpus.tokenizer.vocab_size))
+        self.measure = telemetry.make_measure(config, make_apply(config, corpus.tokenizer.vocab_size, constrain(batch_sharding(mesh))), mesh)
+        self.journal: Journal | None = None
+        self.bar: Progress | None = None
+        self.marked: int | None = None  # the checkpoint that is written down as complete
         self.read_out = ""  # what the last probe said, for the progress bar
-        self.paused = 0.0  # seconds spent on probes since the last line of metrics
+        self.before = goodput.nothing()  # the lives before
+        self.said = (0, 0.0)  # the last logged step, and the seconds spent on steps until then
 
-    def run(self, step: Step, state: TrainState, start: int, batches: Any, sharding: NamedSharding) -> int:
+    def go_on(self, saved: int) -> None:
+        """Brings the workdir's records back to the step that this life begins with."""
+        if saved:
+            console.print(f"going on from step {saved:,} of {self.directory}")
+        there = workdir.read_config(self.directory)
+        if there.train.num_steps != self.config.train.num_steps and self.config.optim.decay != "none":
+            console.print(
+                f"train.num_steps was {there.train.num_steps:,} and is {self.config.train.num_steps:,} now: the rates go on as in a run of that "
+                "length, so this will not be the run that it would have been from the start.", soft_wrap=True
+            )
+        if there != self.config:  # in what may change
+            files.write_whole(self.directory / "config.json", to_json(self.config))
+        self.before = goodput.carried(workdir.lines(self.directory / "metrics.jsonl"), saved, self.clock.began)
+        for name in ("metrics.jsonl", "telemetry.jsonl"):
+            workdir.cut_after(self.directory / name, saved)
+
+    def run(self, step: Step, state: TrainState, start: int, batches: Any) -> int:
         """Runs steps start + 1 .. num_steps; returns the exit code."""
-        steps, stop, c = self.config.train.num_steps, Stop(), self.config
-        began = said = time.monotonic()
-        said_step, before = start, None
-        from clu import metric_writers  # here, because it imports TensorFlow: seconds, which a user's mistake need not wait for
-
-        # Summaries go to a writer of their own thread; the loop never waits for the disk.
-        writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(self.directory.as_posix()))
-        with stop.listening(), progress(steps, "training", start) as bar:
-            for done in range(start + 1, steps + 1):
-                state, metrics = step(state, jax.make_array_from_process_local_data(sharding, next(batches)["tokens"]))
-                # Wait for the step before, not for this one: the device always has a step to do.
+        c, stop = self.config, self.stop
+        steps, code, done = c.train.num_steps, 0, start
+        self.said = (start, 0.0)
+        missing = self.first and start > 0 and self.probe_due(start) and workdir.last_step(self.directory / "telemetry.jsonl") < start
+        with contextlib.ExitStack() as stack:
+            if self.first:
+                self.journal = stack.enter_context(Journal(self.directory, self.still_ours))
+                self.bar = stack.enter_context(progress(steps, "training", start))
+                console.print("compiling the train step ...")
+            self.clock.enter("compile")
+            stop.begin()
+            if int(hosts.largest(missing)):  # the evaluation after the last saved step was cut short
+                code = 0 if self.probe(start, state) else int(hosts.largest(stop.code))
+            before, asked = None, hosts.largest(stop.code)
+            for done in range(start + 1, steps + 1) if not code else ():
+                with self.clock.phase("data"):
+                    rows = next(batches)["tokens"]
+                state, metrics = step(state, jax.make_array_from_process_local_data(self.sharding, rows))
+                # Wait for the step before, not for this one: the device always has a step to do. The hosts agree in the same rhythm.
                 if before is not None:
-                    self.check(done - 1, before)
-                before = metrics
-                stopping = done < steps and stop.code is not None  # asked once: a signal may come at any time
-                last = done == steps or stopping
-                if done % c.log.every_steps == 0 or last:
-                    values = self.check(done, metrics)
-                    now = time.monotonic()
-                    tokens = (done - said_step) * c.train.batch_size * c.data.sequence_length
-                    speed = tokens / max(now - said - self.paused, 1e-9)
-                    self.log(writer, done, values | {"tokens_per_second": speed, "seconds": now - began})
-                    bar.update(done, f"{self.read_out}loss {values['loss']:.2f}  {speed:,.0f} tokens/s")
-                    said, said_step, self.paused = now, done, 0.0
+                    self.finish(done - 1, before)
+                before, code, asked = metrics, int(asked), hosts.largest(stop.code)
+                last = done == steps or code != 0
                 if done % c.checkpoint.every_steps == 0 or last:
-                    self.check(done, metrics)
+                    self.finish(done, metrics, line=True)
+                    before = None
                     # The iterator's state is taken before the next batch is.
-                    self.checkpoints.save(done, state, batches.get_state(), self.meta)
-                if stopping:
+                    self.save(done, state, batches.get_state())
+                self.look_at_saves(done)
+                if code and done < steps:
                     break
-                if done % c.log.probe_every_steps == 0 or last:
-                    self.probe(writer, done, state)
-            writer.close()
-            self.checkpoints.wait()
-        if stopping and stop.code is not None:
-            console.print(f"stopped and saved at step {done:,} of {steps:,}; the same command goes on from there.")
-            return stop.code
+                if self.probe_due(done):
+                    if before is not None:
+                        self.finish(done, metrics)
+                        before = None
+                    if not self.probe(done, state):  # it was cut short by a signal, and is done again in the next life
+                        code = int(hosts.largest(stop.code))
+                        self.save(done, state, batches.get_state())
+                        break
+            with self.clock.phase("checkpoint"):
+                self.checkpoints.finish()
+            self.look_at_saves(done)
+        if code:
+            if self.first:
+                console.print(f"stopped and saved at step {done:,} of {steps:,}; the same command goes on from there.")
+            return code
         return DONE
 
-    def check(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
-        """The metrics of a step as numbers, once it is done. Raises UserError if one is not finite."""
+    def probe_due(self, step: int) -> bool:
+        """Whether the model is examined after this step."""
+        return step % self.config.log.probe_every_steps == 0 or step == self.config.train.num_steps
+
+    def save(self, step: int, state: TrainState, position: dict[str, int]) -> None:
+        """Begins to save a step in the background."""
+        with self.clock.phase("checkpoint"):
+            if self.journal:
+                self.still_ours()
+                self.journal.flush()  # the lines up to a saved step are in place before it is saved
+            self.checkpoints.save(step, state, position, self.meta)
+
+    def look_at_saves(self, step: int) -> None:
+        """Says what has failed, and writes down what is complete: from then on a workdir without any checkpoint is no new run, but a damaged one."""
+        sentence = self.checkpoints.failure()
+        if self.first and sentence:
+            console.print(f"warning at step {step}: {sentence}", style="yellow", soft_wrap=True)
+        complete = self.checkpoints.latest_step()
+        if self.first and complete != self.marked and complete is not None:
+            workdir.mark_saved(self.directory, complete)
+        self.marked = complete
+
+    def finish(self, step: int, metrics: dict[str, jax.Array], line: bool = False) -> None:
+        """Waits for a step, checks its metrics and logs them when they are due. Raises UserError if one is not finite."""
         values = {name: float(value) for name, value in metrics.items()}
+        self.clock.finished(step)
         if not all(map(math.isfinite, values.values())):
             self.checkpoints.wait()
             saved = self.checkpoints.latest_step()
@@ -185,31 +243,50 @@ class Loop:
                 f"the {what} is not finite at step {step}, and {there}: "
                 f"train in another workdir with lower rates than optim.learning_rate = {self.config.optim.learning_rate}, or with optim.clip_norm."
             )
-        return values
+        if self.first and (line or step % self.config.log.every_steps == 0):
+            self.log(step, values)
 
-    def log(self, writer: "MetricWriter", step: int, values: dict[str, float]) -> None:
+    def log(self, step: int, values: dict[str, float]) -> None:
         """A line of metrics.jsonl, and the same to TensorBoard."""
-        line = {"step": step, **values, "learning_rate": self.config.optim.learning_rate * float(factor(self.config, step - 1, np))}
-        append(self.directory / "metrics.jsonl", line)
-        writer.write_scalars(step, {f"train/{name}": value for name, value in line.items() if name != "step"})
+        c, seconds = self.config, self.clock.seconds
+        spent = seconds["compile"] + seconds["data"] + seconds["step"]
+        tokens = (step - self.said[0]) * c.train.batch_size * c.data.sequence_length
+        speed = tokens / max(spent - self.said[1], 1e-9)
+        self.said = (step, spent)
+        rate = c.optim.learning_rate * float(factor(c, step - 1, np))
+        line = {"step": step, **values, "learning_rate": rate, "tokens_per_second": speed, "seconds": sum(seconds.values())}
+        line |= goodput.account(self.before, seconds, time.time())
+        if self.journal and self.bar:
+            self.journal.append("metrics.jsonl", line)
+            self.journal.scalars(step, {f"train/{name}": value for name, value in line.items() if isinstance(value, float) and name != "time"})
+            self.bar.update(step, f"{self.read_out}loss {values['loss']:.2f}  {speed:,.0f} tokens/s")
 
-    def probe(self, writer: "MetricWriter", step: int, state: TrainState) -> None:
-        """A line of telemetry.jsonl, its scalars to TensorBoard, its warnings to the log, its bound to the progress bar."""
-        began = time.monotonic()
+    def probe(self, step: int, state: TrainState) -> bool:
+        """A line of telemetry.jsonl, its scalars to TensorBoard, its warnings to the log, its bound to the progress bar; False if cut short."""
         # The same windows, noise levels and noise in every probe, so that what changes between two of them is the model.
         key = stream_key(self.config, PROBE_STREAM, 0)
-        line = {"step": step} | telemetry.probe(
-            self.config, self.measure, state.ema, state.log_prior, self.probe_windows, self.characters_per_token, key
-        )
-        append(self.directory / "telemetry.jsonl", line)
-        writer.write_scalars(step, {f"probe/{name}": value for name, value in line.items() if isinstance(value, float)})
-        for sentence in telemetry.warnings(line):
-            console.print(f"warning at step {step}: {sentence}", style="yellow")
-        self.read_out = f"bound {line['bits_per_char']:.2f} bits/char  half known at σ {line['half_information_sigma']:.2f}  "
-        self.paused += time.monotonic() - began
+        c, windows = self.config, self.probe_windows
+        try:
+            with self.clock.phase("evaluation"):
+                found = telemetry.probe(
+                    c, self.measure, state.ema, state.log_prior, windows, self.characters_per_token, key, self.heed
+                )
+        except Interrupted:
+            return False
+        if self.journal:
+            line = {"step": step} | found
+            self.journal.append("telemetry.jsonl", line)
+            self.journal.scalars(step, {f"probe/{name}": value for name, value in line.items() if isinstance(value, float)})
+            for sentence in telemetry.warnings(line):
+                console.print(f"warning at step {step}: {sentence}", style="yellow")
+            self.read_out = f"bound {line['bits_per_char']:.2f} bits/char  half known at σ {line['half_information_sigma']:.2f}  "
+        return True
+
+    def heed(self) -> None:
+        """Raises Interrupted when a signal came to any process."""
+        if int(hosts.largest(self.stop.code)):
+            raise Interrupted
 
 
-def append(path: epath.Path, line: dict[str, Any]) -> None:
-    """Adds a line to a .jsonl file."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def never() -> None:
+    """The lock of a process that holds none is never lost."""

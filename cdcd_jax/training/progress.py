@@ -17,7 +17,8 @@ class Progress:
 
     def __init__(self, total: int, what: str, start: int, bar: rich.progress.Progress | None):
         self.total, self.what, self.start, self.bar = total, what, start, bar
-        self.began = self.said = time.monotonic()
+        self.began: float | None = None  # from the first update on: what came before it was preparation, and would spoil the estimate
+        self.said = time.monotonic()
         self.task = bar.add_task(what, total=total, completed=start, note="") if bar else None
 
     def update(self, done: int, note: str = "") -> None:
@@ -26,6 +27,8 @@ class Progress:
             self.bar.update(self.task, completed=done, note=note)
             return
         now = time.monotonic()
+        if self.began is None:
+            self.began, self.said, self.start = now, now, done
         if done >= self.total or now - self.said > SECONDS_BETWEEN_LINES:
             self.said = now
             left = (now - self.began) / max(done - self.start, 1) * (self.total - done)

@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from cdcd_jax.config import Config
 from cdcd_jax.diffusion import kernel, likelihood
+from cdcd_jax.parallel.mesh import batch_sharding
 from cdcd_jax.training.loss import Apply, make_denoise, make_warp
 
 PASSES = 2  # denoiser calls in scoring: with self-conditioning the second is fed the first's estimate
@@ -31,14 +34,17 @@ class Measured(NamedTuple):
     local_cross_entropy: Any  # of the closed-form posterior of a single token, on the same noisy input
 
 
-Measure = Callable[[Any, Array, Array, Array, Array], Measured]
+Measure = Callable[[Any, Any, Any, Any, Array], Measured]
 
 
-def make_measure(config: Config, apply: Apply) -> Measure:
-    """A jitted (params, log_prior, tokens [B, L], u [B], key) -> Measured, nothing given."""
+def make_measure(config: Config, apply: Apply, mesh: Mesh | None = None) -> Measure:
+    """A jitted (params, log_prior, tokens [B, L], u [B], key) -> Measured, nothing given; on a mesh the batch is spread over its devices."""
 
-    @jax.jit
     def measure(params: Any, log_prior: Float[Array, "V"], tokens: Int[Array, "B L"], u: Float[Array, "B"], key: PRNGKeyArray) -> Measured:
+        rows = len(tokens)
+        if mesh is not None:  # every device gets as many rows: the last row again fills them up
+            index = jnp.minimum(jnp.arange(-(-rows // mesh.size) * mesh.size), rows - 1)
+            tokens, u = jax.lax.with_sharding_constraint((tokens[index], u[index]), batch_sharding(mesh))
         warp = make_warp(config, params["warp"])
         table = kernel.normalise(params["embeddings"]["table"])
         x0 = table[tokens]
@@ -48,22 +54,32 @@ def make_measure(config: Config, apply: Apply) -> Measure:
         terms = likelihood.terms(denoise, warp, x0, tokens, u, diffusion_key, passes)
         reconstruction = likelihood.reconstruction(denoise, warp, x0, tokens, reconstruction_key, passes)
         local = kernel.cross_entropy(kernel.local_posterior(terms.x, warp.sigma(u), table, log_prior).logits, tokens)
-        means = (a.mean(axis=-1) for a in (terms.diffusion, reconstruction, terms.cross_entropy, local))
-        return Measured(warp.sigma(u), *means)
+        means = (a.mean(axis=-1)[:rows] for a in (terms.diffusion, reconstruction, terms.cross_entropy, local))
+        return Measured(warp.sigma(u)[:rows], *means)
 
-    return measure
+    return jax.jit(measure, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))
 
 
 def measure_all(
-    measure: Measure, params: Any, log_prior: Array, windows: Int[np.ndarray, "n L"], u: Float[np.ndarray, "n"], key: PRNGKeyArray
+    measure: Measure,
+    params: Any,
+    log_prior: Array,
+    windows: Int[np.ndarray, "n L"],
+    u: Float[np.ndarray, "n"],
+    key: PRNGKeyArray,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Measurements of any number of windows at their warped times u, a batch at a time so that memory does not grow with them."""
+    """Measurements of any number of windows at their warped times u, a batch at a time so that memory does not grow with them.
+
+    `before_batch` is called before each of them, and may raise to cut it short.
+    """
     number = len(windows)
     batch = min(BATCH, number)
     rows: list[Measured] = []
     for start in range(0, number, batch):
+        before_batch()
         index = np.minimum(np.arange(start, start + batch), number - 1)  # the last batch is filled up with its last window
-        part = measure(params, log_prior, jnp.asarray(windows[index]), jnp.asarray(u[index], jnp.float32), jax.random.fold_in(key, start))
+        part = measure(params, log_prior, windows[index], u[index].astype(np.float32), jax.random.fold_in(key, start))
         rows.append(jax.tree.map(lambda a, left=number - start: np.asarray(a)[:left], part))
     return Measured(*(np.concatenate(field) for field in zip(*rows, strict=True)))
 
@@ -90,16 +106,24 @@ def binned(u: Float[np.ndarray, "B"], values: Float[np.ndarray, "B"], bins: int)
 
 
 def probe(
-    config: Config, measure: Measure, params: Any, log_prior: Array, tokens: Int[np.ndarray, "B L"], characters_per_token: float, key: Array
+    config: Config,
+    measure: Measure,
+    params: Any,
+    log_prior: Array,
+    tokens: Int[np.ndarray, "B L"],
+    characters_per_token: float,
+    key: Array,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """One line of telemetry.jsonl, as docs/DESIGN.md section 9 lists it. tokens: held-out windows."""
     u = (np.arange(len(tokens)) + 0.5) / len(tokens)
-    measured = measure_all(measure, params, log_prior, tokens, u, key)
+    measured = measure_all(measure, params, log_prior, tokens, u, key, before_batch)
     nats, error = bound(config, measured)
     bins = min(BINS, len(tokens))
     sigma = np.exp(binned(u, np.log(measured.sigma), bins))
     entropy, local = (binned(u, np.asarray(a), bins) for a in (measured.cross_entropy, measured.local_cross_entropy))
     per_char = np.log(2.0) * characters_per_token
+    log_prior, seen = whole((log_prior, {name: params[name] for name in ("embeddings", "warp")}))
     return {
         "bits_per_char": nats / per_char,
         "bits_per_char_stderr": error / per_char,
@@ -113,9 +137,14 @@ def probe(
         "local_cross_entropy": local.tolist(),
         "unigram_entropy": float(-np.sum(np.exp(log_prior) * np.asarray(log_prior))),
         "chars_per_token": characters_per_token,
-        **warp_picture(config, params),
-        **embedding_picture(params),
+        **warp_picture(config, seen),
+        **embedding_picture(seen),
     }
+
+
+def whole(tree: Any) -> Any:
+    """Arrays, whole on one device of this process, gathered from all processes, which all must call it."""
+    return jax.tree.map(jnp.asarray, multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else jax.device_get(tree))
 
 
 def warp_picture(config: Config, params: Any) -> dict[str, Any]:

@@ -1,4 +1,6 @@
+import glob
 import os
+import pathlib
 import re
 
 import pytest
@@ -84,6 +86,19 @@ def test_glob_joins_files_in_the_order_of_their_names(tmp_path):
     assert sources.load_text(str(tmp_path / "**" / "*.md"), "text") == "other\nbelow"
 
 
+def test_globs_are_those_of_a_shell(tmp_path, monkeypatch):
+    """Hidden names are left out, links are followed, `~` is the home."""
+    for name in ("a.txt", ".b.txt", "deep/c.txt", "deep/.d/e.txt", "deep/er/f.txt", "deep/er/g.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    (tmp_path / "linked").symlink_to(tmp_path / "deep" / "er")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for pattern in ("*.txt", ".*.txt", "?.txt", "**/*.txt", "*/*.txt", "**/er/*.txt", "deep/[a-e]*", "linked/*", "**/.d/*"):
+        files = [name for name in sorted(glob.glob(str(tmp_path / pattern), recursive=True)) if pathlib.Path(name).is_file()]
+        assert files and sources.load_text(f"~/{pattern}", "text") == "\n".join(pathlib.Path(name).read_text() for name in files)
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path):
     (tmp_path / "a[1].txt").write_text("itself")
     (tmp_path / "a1.txt").write_text("another")
@@ -135,7 +150,7 @@ def test_files_that_are_no_text(tmp_path, monkeypatch):
     def unreadable(self):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.read_bytes", unreadable)
+    monkeypatch.setattr("etils.epath.gpath.PosixGPath.read_bytes", unreadable)
     assert "cannot be read: Permission denied" in refused(path)
 
 

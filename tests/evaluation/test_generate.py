@@ -110,10 +110,11 @@ def test_a_trajectory_shows_as_many_frames_as_asked_for() -> None:
     [
         ({"solver": "huen"}, 'unknown solver \'huen\' (did you mean "heun"?).'),
         ({"num_steps": 0}, "num_steps must be at least 1, not 0."),
-        ({"score_temperature": 0.0}, "score_temperature must be above 0, not 0.0."),
-        ({"score_temperature": float("nan")}, "score_temperature must be above 0, not nan."),
-        ({"initial_noise_scale": -1.0}, "initial_noise_scale must be above 0, not -1.0."),
-        ({"guidance": -0.5}, "guidance must be 0 or more (1 is none), not -0.5."),
+        ({"score_temperature": 0.0}, "score_temperature must be above 0 and finite, not 0.0."),
+        ({"score_temperature": float("nan")}, "score_temperature must be above 0 and finite, not nan."),
+        ({"initial_noise_scale": -1.0}, "initial_noise_scale must be above 0 and finite, not -1.0."),
+        ({"guidance": -0.5}, "guidance must be 0 or more (1 is none) and finite, not -0.5."),
+        ({"guidance": float("inf")}, "guidance must be 0 or more (1 is none) and finite, not inf."),
         ({"prompt": "a", "template": "[3]"}, "give a prompt or a template, not both"),
     ],
 )

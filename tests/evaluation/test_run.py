@@ -103,5 +103,5 @@ def test_a_config_that_does_not_fit_the_weights(saved: pathlib.Path, tmp_path: p
     shutil.copytree(saved, tmp_path / "other")
     text = (tmp_path / "other" / "config.json").read_text()
     (tmp_path / "other" / "config.json").write_text(text.replace('"mlp_width": 32', '"mlp_width": 48'))
-    with pytest.raises(UserError, match="checkpoints/5 cannot be read"):
+    with pytest.raises(UserError, match="checkpoints/5 does not fit: ema/denoiser/.* by this config and code"):
         cdcd_jax.load_run(tmp_path / "other")

@@ -104,7 +104,9 @@ def make_run(folder: pathlib.Path, steps: int = 5000, frames: int = 101, hostile
         loss = UNIGRAM / 2 + 1.2 * np.exp(-step / 90) + generator.normal(0, 0.13)
         seconds = (step if step <= steps // 2 else step - steps // 2) * 0.092
         metrics.append({"step": step, "loss": loss, "warp_loss": 0.1, "grad_norm": 0.6, "learning_rate": 3e-3,
-                        "tokens_per_second": 11100 + generator.normal(0, 150), "seconds": seconds})  # fmt: skip
+                        "tokens_per_second": 11100 + generator.normal(0, 150), "seconds": seconds, "time": 1.7e9 + step, "goodput": 0.75,
+                        "wall_seconds": {"start": 5.0, "compile": 12.0, "data": 0.2, "step": 0.092 * step, "checkpoint": 1.0, "evaluation": 3.0,
+                                         "lost": 20.0}})  # fmt: skip
     write_lines(folder / "metrics.jsonl", metrics)
     write_lines(folder / "telemetry.jsonl", [telemetry_line(step, generator) for step in range(250, steps + 1, 250)])
     text = HOSTILE if hostile else TEXT + "."

@@ -150,9 +150,9 @@ def test_the_same_losses_to_the_bit(story: Story, name: str) -> None:
 def test_the_same_checkpoint_in_the_end(story: Story, name: str) -> None:
     """The data position, and the last probe, which says the bound of the averaged weights."""
     other: Train = getattr(story, name)
-    for path in (f"checkpoints/{STEPS}/data/metadata", "config.json", "tokenizer/tokenizer.json"):
+    for path in (f"checkpoints/{STEPS}/data.json", "config.json", "tokenizer/tokenizer.json"):
         assert (story.whole.workdir / path).read_bytes() == (other.workdir / path).read_bytes()
-    position = json.loads((other.workdir / f"checkpoints/{STEPS}/data/metadata").read_text())
+    position = json.loads((other.workdir / f"checkpoints/{STEPS}/data.json").read_text())
     assert position == {"global_next_index": STEPS * tiny.TINY["train.batch_size"]}
     probes = [[json.loads(line) for line in (train.workdir / "telemetry.jsonl").read_text().splitlines()] for train in (story.whole, other)]
     assert probes[0][-1] == probes[1][-1] and probes[0][-1]["step"] == STEPS

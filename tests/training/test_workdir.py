@@ -1,4 +1,4 @@
-"""A run's folder: one trainer at a time, and lines that a resume cuts away."""
+"""A run's folder: what a killed start may leave there, and lines that a resume cuts away."""
 
 import json
 import pathlib
@@ -8,15 +8,7 @@ from etils import epath
 
 from cdcd_jax.config import UserError
 from cdcd_jax.training import workdir
-
-
-def test_a_second_trainer_is_kept_out_until_the_first_has_gone(tmp_path: pathlib.Path) -> None:
-    directory = epath.Path(tmp_path)
-    with workdir.locked(directory):
-        with pytest.raises(UserError, match="another process is training"), workdir.locked(directory):
-            pass
-    with workdir.locked(directory):
-        pass
+from tests import tiny
 
 
 def test_a_resume_cuts_later_lines_and_a_torn_one(tmp_path: pathlib.Path) -> None:
@@ -26,3 +18,12 @@ def test_a_resume_cuts_later_lines_and_a_torn_one(tmp_path: pathlib.Path) -> Non
     workdir.cut_after(path, 20)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20]
     assert workdir.last_step(epath.Path(tmp_path / "none.jsonl")) == 0
+
+
+def test_what_a_killed_start_left_is_in_nobodys_way(tmp_path: pathlib.Path) -> None:
+    for name in ("tokenizer", "config.json.writable", ".config.json.partial-0123abcd"):
+        (tmp_path / name).write_text("")
+    assert workdir.prepare(epath.Path(tmp_path), tiny.config()) is False
+    (tmp_path / ".letter").write_text("to my heirs")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        workdir.prepare(epath.Path(tmp_path), tiny.config())

@@ -1,0 +1,181 @@
+"""Files on disk or in a bucket (gs://, s3://): where one lies, how one is written whole, and one sentence for whatever cannot be reached.
+
+All access goes through etils.epath, which reaches buckets by fsspec. In a bucket there are no folders (a name may hold slashes), nothing can be
+appended to, nothing is renamed in one stroke, and an object is seen whole or not at all.
+"""
+
+import contextlib
+import fnmatch
+import functools
+import importlib.util
+import logging
+import secrets
+import sys
+import threading
+from collections.abc import Iterator
+
+import fsspec
+from etils import epath
+
+from cdcd_jax.config import UserError
+
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # what fsspec needs for each kind of bucket
+SECONDS = 45.0  # for a bucket's first answer, the search for credentials and the packages' own retries included
+# What these packages raise besides OSError: none of it is known before they are in use.
+BEYOND = (
+    ("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError"), ("gcsfs.retry", "HttpError"),
+    ("gcsfs.retry", "NonRetryableError"), ("google.auth.exceptions", "GoogleAuthError"),
+)  # fmt: skip
+
+
+def in_bucket(path: epath.PathLike) -> bool:
+    """Whether a path lies in a bucket."""
+    return str(path).startswith(tuple(f"{scheme}://" for scheme in PACKAGES))
+
+
+def locate(name: epath.PathLike) -> epath.Path:
+    """The path of a file or folder, `~` expanded. It need not exist, but a bucket must.
+
+    Raises UserError, naming the bucket, if it does not exist, refuses, or does not answer in time, if its package is not installed, and for any
+    other kind of address.
+    """
+    scheme, mark, rest = str(name).partition("://")
+    if not mark:
+        return epath.Path(name).expanduser()
+    if scheme not in PACKAGES:
+        raise UserError(f"{str(name)!r} is no place for files: name a path on disk, gs://bucket/folder or s3://bucket/folder.")
+    bucket = f"{scheme}://{rest.partition('/')[0]}"
+    if bucket.endswith("/"):
+        raise UserError(f"{str(name)!r} names no bucket: write {scheme}://bucket/folder.")
+    _reach(bucket)
+    return epath.Path(name)
+
+
+@functools.cache
+def _reach(bucket: str) -> None:
+    """Asks a bucket whether it is there, once in a process, in a thread of its own: the search for credentials has no deadline."""
+    scheme = bucket.partition(":")[0]
+    package = PACKAGES[scheme]
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{bucket} needs the package {package}: pip install {package}.")
+    # What another process wrote meanwhile must be seen: listings would be remembered for ever.
+    fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+    logging.getLogger(package).setLevel(logging.CRITICAL)  # the errors that it tells of at length are raised as well
+    answer: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            epath.Path(bucket).stat()
+        except failures() as error:
+            answer.append(error)
+        except (ImportError, ValueError) as error:  # the package is not whole, or sees that the name can be none of a bucket
+            answer.append(error)
+        else:
+            answer.append(None)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    if not answer:
+        raise UserError(f"the bucket {bucket} did not answer within {SECONDS:.0f} s: check its name, the network and this machine's credentials.")
+    if isinstance(answer[0], FileNotFoundError):
+        raise UserError(f"the bucket {bucket} does not exist, or this account may not see it: make it first, or name another.")
+    if answer[0] is not None:
+        raise UserError(f"the bucket {bucket} cannot be used ({reason(answer[0])}): check its name and this machine's credentials.") from answer[0]
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What access to a file may raise: OSError, and what the packages for buckets raise besides, as far as they are in use."""
+    return (OSError, *(getattr(sys.modules[module], name) for module, name in BEYOND if module in sys.modules))
+
+
+def reason(error: Exception) -> str:
+    """Why access failed, in one line."""
+    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:300]
+
+
+@contextlib.contextmanager
+def writing(what: object) -> Iterator[None]:
+    """Turns a failure inside the block into the UserError that `what` (a path, or words with one) cannot be written, and why."""
+    try:
+        yield
+    except failures() as error:
+        raise UserError(f"{what} cannot be written ({reason(error)}).") from error
+
+
+def write_whole(path: epath.Path, content: str | bytes) -> None:
+    """Writes a file, whose folder is made if missing, so that a reader sees the old content or the new, never a part. Raises UserError."""
+    data = content.encode() if isinstance(content, str) else content
+    with writing(path):
+        if in_bucket(path):
+            path.write_bytes(data)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{partial_name(path.name)}{secrets.token_hex(4)}")
+        try:
+            partial.write_bytes(data)
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def partial_name(name: str) -> str:
+    """How the names begin under which `write_whole` writes a file of that name; a kill may leave one behind."""
+    return f".{name}.partial-"
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """The same place by its full name."""
+    return path if in_bucket(path) else path.resolve()
+
+
+def kind(path: epath.Path) -> str | None:
+    """What lies there: "file", "directory", "other" (a pipe, say), or None for nothing. A link is what it points to."""
+    try:
+        return _filesystem(path).info(str(path))["type"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def matching(pattern: epath.Path) -> list[epath.Path]:
+    """The files that a glob matches, in the order of their names. As in a shell, hidden names match only what begins with a dot itself.
+
+    `**` stands for any number of folders.
+    """
+    if in_bucket(pattern):  # in one request, where epath would ask for every folder
+        scheme, mark, _ = str(pattern).partition("://")
+        listed = _filesystem(pattern).glob(str(pattern), detail=True)
+        found = [epath.Path(scheme + mark + name) for name, about in listed.items() if about["type"] == "file"]
+        found = [path for path in found if path.name[0] != "." or pattern.name[0] == "."]
+    else:
+        found = [path for path in _expand(pattern) if kind(path) == "file"]
+    return sorted(set(found), key=str)
+
+
+def _filesystem(path: epath.Path) -> fsspec.AbstractFileSystem:
+    """What epath itself stands on, for what it has no word for."""
+    return fsspec.filesystem(str(path).partition("://")[0] if in_bucket(path) else "file")
+
+
+def _expand(pattern: epath.Path) -> Iterator[epath.Path]:
+    """The paths on disk that a glob matches; those of `**` may come twice."""
+    if not any(c in str(pattern) for c in "*?["):
+        if pattern.exists():
+            yield pattern
+        return
+    for folder in (path for path in _expand(pattern.parent) if path.is_dir()):
+        if pattern.name == "**":
+            yield from _below(folder)
+        elif any(c in pattern.name for c in "*?["):
+            hidden = pattern.name.startswith(".")
+            yield from (path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern.name) and (hidden or path.name[0] != "."))
+        elif (folder / pattern.name).exists():
+            yield folder / pattern.name
+
+
+def _below(folder: epath.Path) -> Iterator[epath.Path]:
+    yield folder
+    for path in folder.iterdir():
+        if path.name[0] != ".":
+            yield from _below(path) if path.is_dir() else [path]

@@ -1,0 +1,119 @@
+"""No silent hang: a thread that knows what its process is doing, and ends it with 75 when that takes too long.
+
+XLA waits for ever for a host that is alive and stopped, and JAX's heartbeats see only dead processes. So every process watches itself. The main
+thread may be stuck inside the runtime, so nothing here needs it.
+"""
+
+import faulthandler
+import sys
+import threading
+import time
+import traceback
+from types import TracebackType
+
+from cdcd_jax.config import AGAIN, MISTAKE, HostsConfig, UserError, sentence
+from cdcd_jax.interrupts import INTERRUPTED
+from cdcd_jax.parallel import hosts
+from cdcd_jax.parallel.clock import Clock
+
+TICK = 0.25  # seconds between two looks at the clock
+WORKING = ("data", "step")  # the phases that all hosts are in together; in the others one may take longer
+
+
+class Watch:
+    """`with Watch(config) as clock:` meets the other processes, watches this one inside the block, and hears of failures of the others.
+
+    When the block fails on one of several processes, the others are told, and all leave at once: with 2 for a user's mistake, with 75 when a
+    process has stopped giving signs of life, with 1 for anything else.
+    """
+
+    def __init__(self, config: HostsConfig):
+        self._config, self._clock = config, Clock()
+        self._closed = threading.Event()
+        self._heard = 0.0  # when the coordination service answered last; 0 before it did
+        self._signs: dict[str, tuple[float, float]] = {}  # of each process: its last sign of life, and when that was first seen here
+
+    def __enter__(self) -> Clock:
+        threading.Thread(target=self._deadlines, name="deadlines", daemon=True).start()
+        try:
+            hosts.join(self._config)
+        except UserError:
+            self._closed.set()
+            raise
+        if hosts.several():
+            threading.Thread(target=self._news, name="news", daemon=True).start()
+        return self._clock
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and hosts.several():
+            if isinstance(error, UserError):
+                hosts.leave(MISTAKE, f"error: {sentence(error)}")
+            if isinstance(error, KeyboardInterrupt):
+                hosts.leave(INTERRUPTED, "interrupted.")
+            # An error in a collective is the first that one hears of another's end.
+            silent = [host.name for host in hosts.last_seen() if not host.alive]
+            failure = hosts.failure_of_another()
+            if failure is not None:
+                hosts.leave(failure.code, f"{failure.name} failed, and said: {failure.sentence}", tell=False)
+            traceback.print_exception(error)
+            if silent:
+                hosts.leave(AGAIN, f"no sign of {', '.join(silent)} any more; leaving with {AGAIN}, to be started again.")
+            hosts.leave(1, f"error: {type(error).__name__}: {sentence(error)}")
+        self._closed.set()
+
+    def deadline(self, phase: str) -> float:
+        """How many seconds a phase may last without progress."""
+        c = self._config
+        if phase in WORKING:
+            step = self._clock.step_seconds
+            return c.stall_seconds or (max(60.0, 30.0 * step) if step is not None else c.compile_seconds)
+        other = {"start": c.start_seconds, "compile": c.compile_seconds, "evaluation": c.evaluation_seconds, "checkpoint": c.save_seconds}
+        return other[phase]
+
+    def silence(self, phase: str) -> float:
+        """How many seconds a process that was in this phase may give no sign of life. Only while it starts may a call hold Python's lock for long."""
+        return self.deadline(phase) if phase == "start" else self._config.stall_seconds or 60.0
+
+    def _deadlines(self) -> None:
+        while not self._closed.wait(TICK):
+            phase, lasted = self._clock.now
+            silent = time.monotonic() - self._heard
+            if self._heard and silent > self.silence(phase):
+                self._leave(phase, lasted, hosts.last_seen())
+            if lasted <= self.deadline(phase):
+                continue
+            seen = hosts.last_seen() if hosts.several() else []
+            if phase in WORKING and any(host.alive and host.phase not in WORKING and host.lasted <= self.deadline(host.phase) for host in seen):
+                continue  # this one waits for another, which compiles, evaluates or saves in its own time
+            if self._clock.now[0] == phase and self._clock.now[1] > lasted and not self._closed.is_set():
+                self._leave(phase, self._clock.now[1], seen)
+
+    def _leave(self, phase: str, lasted: float, seen: list[hosts.Seen]) -> None:
+        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+        lines = ["hosts last seen:", *(f"  {host.line()}" for host in seen)] if seen else []
+        silent = [host.name for host in seen if not host.alive]
+        culprit = f"; no sign of {', '.join(silent)} any more" if silent else ""
+        waiting = f", waiting for {hosts.waiting()}" if hosts.waiting() else ""
+        lines.append(
+            f"stalled: {hosts.name()} made no progress for {lasted:.0f} s (phase {phase}{waiting}; its deadline is {self.deadline(phase):.0f} s); "
+            f"the last finished step is {self._clock.step:,}{culprit}; leaving with {AGAIN}, to be started again."
+        )
+        hosts.leave(AGAIN, "\n".join(lines))
+
+    def _news(self) -> None:
+        """Publishes what this process does, and leaves as soon as another says that it has failed."""
+        while not self._closed.wait(hosts.INTERVAL):
+            phase, lasted = self._clock.now
+            if not hosts.publish(phase, lasted, self._clock.step):
+                continue
+            self._heard = time.monotonic()
+            failure = hosts.failure_of_another()
+            if failure is not None:
+                hosts.leave(failure.code, f"{failure.name} failed, and said: {failure.sentence}", tell=False)
+            # The first process looks after all the others, which need to look only after it: it holds the store.
+            for index, sign in (hosts.signs() or {}).items() if hosts.first() else ():
+                given, since = self._signs.get(index, (0.0, 0.0))
+                if sign["time"] != given:
+                    self._signs[index] = (sign["time"], self._heard)
+                elif self._heard - since > self.silence(sign["phase"]):
+                    self._leave(phase, lasted, hosts.last_seen())

@@ -1,0 +1,126 @@
+"""Two real processes with gloo: they agree with one, and when one of them is killed, stopped or told to stop, all leave and nothing is lost."""
+
+import functools
+import pathlib
+import random
+import signal
+
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.hosts import Job
+
+STEPS = 60
+# A step takes milliseconds; the deadlines leave room for a machine that does other things as well.
+CHANGES = {
+    "train.num_steps": STEPS, "checkpoint.every_steps": 10, "log.probe_every_steps": 30, "log.probe_sequences": 64,
+    "hosts.stall_seconds": 6.0, "hosts.compile_seconds": 120.0, "hosts.evaluation_seconds": 60.0,
+}  # fmt: skip
+BOUND = 30.0  # seconds within which all processes must have left: the stall's deadline, a look at the others, and a busy machine
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("hosts")
+    (folder / "corpus.txt").write_text(tiny.corpus(400))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder: pathlib.Path) -> Job:
+    """The run of one process that nobody disturbed."""
+    job = Job(folder, "one", CHANGES)
+    ended = job.live(1)
+    assert ended.codes == [0], ended.logs
+    return job
+
+
+@pytest.fixture(scope="module")
+def two(folder: pathlib.Path, unbroken: Job) -> Job:
+    """The run of two processes that nobody disturbed."""
+    job = Job(folder, "two", CHANGES)
+    ended = job.live(2)
+    assert ended.codes == [0, 0], ended.logs
+    assert "Traceback" not in "".join(ended.logs)
+    return job
+
+
+def losses(job: Job) -> np.ndarray:
+    lines = job.lines()
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    return np.array([line["loss"] for line in lines])
+
+
+def test_two_processes_agree_with_one(unbroken: Job, two: Job) -> None:
+    np.testing.assert_allclose(losses(two)[:20], losses(unbroken)[:20], rtol=1e-5)
+    np.testing.assert_allclose(losses(two), losses(unbroken), rtol=1e-3)  # rounding grows with the steps
+    probes = [job.lines("telemetry.jsonl") for job in (unbroken, two)]
+    for one, other in zip(*probes, strict=True):
+        assert one["step"] == other["step"] and other["bits_per_char"] == pytest.approx(one["bits_per_char"], rel=1e-3)
+
+
+RANDOM = random.SystemRandom()
+MOMENTS = {
+    "in a step": lambda job: functools.partial(lambda step: job.reached() >= step, RANDOM.randrange(3, 28)),
+    "while compiling": lambda job: job.compiling,
+    "while evaluating": lambda job: lambda: job.evaluating(30),
+}
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGKILL, "in a step"),
+        (signal.SIGKILL, "while evaluating"),
+        (signal.SIGSTOP, "in a step"),
+        (signal.SIGTERM, "in a step"),
+        (signal.SIGTERM, "while compiling"),
+        (signal.SIGTERM, "while evaluating"),
+        pytest.param(signal.SIGKILL, "while compiling", marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, "while compiling", marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, "while evaluating", marks=pytest.mark.slow),
+    ],
+)
+def test_all_leave_and_nothing_is_lost(folder: pathlib.Path, two: Job, number: signal.Signals, moment: str) -> None:
+    victim = RANDOM.randrange(2)
+    slow = number == signal.SIGSTOP and moment != "in a step"
+    changes = CHANGES | ({"hosts.compile_seconds": 30.0, "hosts.evaluation_seconds": 30.0} if slow else {})
+    job = Job(folder, f"{number.name}-{moment.replace(' ', '-')}", changes)
+    ended = job.live(2, {victim: number}, MOMENTS[moment](job))
+    told = f"victim {victim}, step {job.reached()}: {ended}"
+    assert ended.codes[1 - victim] == 75, told
+    assert ended.codes[victim] == (-signal.SIGKILL if number == signal.SIGKILL else 75), told
+    assert max(ended.seconds) < BOUND + (20.0 if slow else 0.0), told
+    if number == signal.SIGTERM:
+        early = moment == "while compiling" and "was told to stop before its first step" in ended.logs[victim]
+        assert early or "stopped and saved at step" in ended.logs[0], told
+    else:  # the log's last line names the culprit
+        last = ended.logs[1 - victim].rstrip().splitlines()[-1]
+        assert f"process {victim}" in last and "75" in last, told
+    if number == signal.SIGSTOP:
+        assert "Thread 0x" in ended.logs[1 - victim] and "hosts last seen" in ended.logs[1 - victim], told
+    again = job.live(2)
+    assert again.codes == [0, 0], again.logs
+    np.testing.assert_array_equal(losses(job), losses(two))
+    assert [line["step"] for line in job.lines("telemetry.jsonl")] == [30, 60]
+    assert job.lines("telemetry.jsonl")[-1] == two.lines("telemetry.jsonl")[-1]
+
+
+def test_a_run_moves_between_one_and_two_processes(folder: pathlib.Path, unbroken: Job) -> None:
+    job = Job(folder, "moving", CHANGES)
+    for count, moment in ((1, 12), (2, 32), (1, 0)):
+        ended = job.live(count, {0: signal.SIGTERM} if moment else None, lambda moment=moment: job.reached() >= moment)
+        assert ended.codes == [75 if moment else 0] * count, ended.logs
+    np.testing.assert_allclose(losses(job)[:20], losses(unbroken)[:20], rtol=1e-5)
+    np.testing.assert_allclose(losses(job), losses(unbroken), rtol=1e-3)
+
+
+def test_a_mistake_on_one_host_ends_all_and_names_both(folder: pathlib.Path) -> None:
+    job = Job(folder, "differ", CHANGES)
+    ended = job.live(2, extra={1: ["--config.train.seed=5"]})
+    assert ended.codes == [2, 2], ended.logs
+    for log in ended.logs:
+        last = log.rstrip().splitlines()[-1]
+        assert "train.seed = 5" in last and "process 1 of 2" in last and "process 0" in last and "has 0" in last, log
+    assert "Traceback" not in "".join(ended.logs) and not (job.workdir / "config.json").exists()

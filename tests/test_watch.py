@@ -1,0 +1,189 @@
+"""The clock without gaps, the deadlines of each phase, and what a launcher's settings must be; the processes themselves are in test_hosts.py."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cdcd_jax.config import HostsConfig, UserError
+from cdcd_jax.parallel import clock as clock_module
+from cdcd_jax.parallel import hosts
+from cdcd_jax.parallel.clock import PHASES, Clock
+from cdcd_jax.parallel.watch import Watch
+from tests.forked import ROOT
+
+
+@pytest.fixture
+def tick(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets time pass, and nothing else does."""
+    now = [100.0]
+    monkeypatch.setattr(clock_module.time, "monotonic", lambda: now[0])
+
+    def pass_by(seconds: float) -> None:
+        now[0] += seconds
+
+    return pass_by
+
+
+def test_the_phases_divide_the_time_without_a_gap(tick: Callable[[float], None]) -> None:
+    clock = Clock()
+    tick(1)
+    clock.enter("compile")
+    tick(10)
+    with clock.phase("evaluation"):
+        tick(5)
+        with clock.phase("checkpoint"):
+            tick(2)
+        assert clock.now == ("evaluation", 0.0)
+        tick(1)
+    clock.finished(1)
+    assert clock.now == ("step", 0.0)  # the first step ends the compilation
+    tick(3)
+    assert clock.seconds == dict.fromkeys(PHASES, 0.0) | {"start": 1, "compile": 10, "evaluation": 6, "checkpoint": 2, "step": 3}
+    assert clock.now == ("step", 3.0)
+    clock.finished(2)
+    assert clock.now == ("step", 0.0) and clock.step == 2
+
+
+def test_a_phase_ends_when_its_block_fails(tick: Callable[[float], None]) -> None:
+    clock = Clock()
+    with pytest.raises(KeyError), clock.phase("evaluation"):
+        raise KeyError
+    assert clock.now[0] == "start"
+
+
+def test_the_measured_step_leaves_out_the_first_and_what_is_no_step(tick: Callable[[float], None]) -> None:
+    clock = Clock()
+    clock.enter("compile")
+    tick(50)
+    assert clock.step_seconds is None
+    for step in range(1, 6):
+        clock.finished(step)
+        with clock.phase("data"):
+            tick(0.5)
+        tick(1.5)
+        with clock.phase("evaluation"):
+            tick(100)
+    clock.finished(6)
+    assert clock.step_seconds == pytest.approx(2.0)
+
+
+def test_each_phase_has_a_deadline_of_its_own(tick: Callable[[float], None]) -> None:
+    config = HostsConfig(start_seconds=1.0, compile_seconds=2.0, evaluation_seconds=3.0, save_seconds=4.0)
+    watch = Watch(config)
+    assert [watch.deadline(phase) for phase in ("start", "compile", "evaluation", "checkpoint")] == [1, 2, 3, 4]
+    assert watch.deadline("step") == watch.deadline("data") == 2  # nothing is measured yet: that of the compilation
+    clock = watch._clock
+    clock.enter("compile")
+    for step, seconds in ((1, 0.1), (2, 0.1), (3, 0.1)):
+        clock.finished(step)
+        tick(seconds)
+    clock.finished(4)
+    assert watch.deadline("step") == 60.0  # a minute at least
+    tick(60)
+    clock.finished(5)
+    assert watch.deadline("step") == pytest.approx(30 * 60.3 / 4)
+    assert Watch(HostsConfig(stall_seconds=7.0)).deadline("step") == 7
+
+
+STALLS = """
+import sys, time
+from cdcd_jax.config import HostsConfig
+from cdcd_jax.parallel.watch import Watch
+with Watch(HostsConfig(start_seconds=60.0, {setting}=0.5)) as clock:
+    clock.enter({phase!r})
+    if {phase!r} == "step":
+        clock.finished(41)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("phase", "setting"),
+    [("step", "stall_seconds"), ("compile", "compile_seconds"), ("evaluation", "evaluation_seconds"), ("checkpoint", "save_seconds")],
+)
+def test_a_process_that_stands_still_leaves_with_75_and_says_where(phase: str, setting: str) -> None:
+    began = time.monotonic()
+    code = STALLS.format(phase=phase, setting=setting)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 75, ended.stderr
+    assert time.monotonic() - began < 30
+    assert "time.sleep" not in ended.stderr and 'File "<string>"' in ended.stderr  # the main thread's stack, as far as it has a source
+    last = ended.stderr.rstrip().splitlines()[-1]
+    assert f"stalled: this process made no progress for 0 s (phase {phase}" in last or f"for 1 s (phase {phase}" in last, last
+    assert f"the last finished step is {41 if phase == 'step' else 0};" in last and last.endswith("leaving with 75, to be started again.")
+
+
+def test_one_process_alone_has_nobody_to_ask() -> None:
+    assert not hosts.several() and hosts.first() and hosts.name() == "this process"
+    assert hosts.largest(3) == 3 and hosts.depart(75) == 75
+    hosts.compare({"a": 1})
+    hosts.barrier("anything")
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, "JAX_COORDINATOR_ADDRESS is set, but not JAX_NUM_PROCESSES and JAX_PROCESS_ID"),
+        ({"JAX_COORDINATOR_ADDRESS": "h", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS=h must be host:port."),
+        ({"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID=2 must be a number from 0"),
+        ({"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES=two at least 1"),
+    ],
+)
+def test_settings_of_a_launcher_that_make_no_sense(environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError) as error:
+        hosts.join(HostsConfig())
+    assert said in str(error.value)
+
+
+def test_a_coordinator_that_never_answers_is_named_after_a_bounded_wait(run_door: Any, door_environment: dict[str, str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))  # and does not listen
+        address = f"localhost:{taken.getsockname()[1]}"
+        door_environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+        began = time.monotonic()
+        try:
+            ended = run_door("train", "--config=configs/demo.py", "--workdir=/nowhere/run", "--config.hosts.start_seconds=2")
+        finally:
+            for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+                del door_environment[name]
+    assert ended.returncode == 2 and time.monotonic() - began < 60
+    assert ended.stderr.startswith(f"error: the coordinator at {address} did not answer for 1.8 s (") and ended.stderr.count("\n") == 1
+
+
+def test_processes_that_do_not_come_are_waited_for_a_bounded_time(run_door: Any, door_environment: dict[str, str]) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    door_environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    try:
+        ended = run_door("train", "--config=configs/demo.py", "--workdir=/nowhere/run", "--config.hosts.start_seconds=3")
+    finally:
+        for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+            del door_environment[name]
+    last = ended.stderr.rstrip().splitlines()[-1]
+    assert ended.returncode == 75 and f"waiting for all 2 processes to meet at {address}" in last, ended.stderr
+
+
+def test_on_gpus_xla_watches_as_well_unless_the_user_said_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        name = "cuda12"
+
+    monkeypatch.setattr(hosts, "entry_points", lambda group: [Entry()])
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    hosts._watch_gpus(HostsConfig(compile_seconds=90.0))
+    assert os.environ["XLA_FLAGS"] == "--xla_a=1 --xla_gpu_execution_terminate_timeout=90s"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_execution_terminate_timeout=5s")
+    hosts._watch_gpus(HostsConfig())
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_execution_terminate_timeout=5s"
+    monkeypatch.setattr(hosts, "entry_points", lambda group: [])
+    monkeypatch.setenv("XLA_FLAGS", "")
+    hosts._watch_gpus(HostsConfig())
+    assert os.environ["XLA_FLAGS"] == ""

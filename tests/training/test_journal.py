@@ -1,0 +1,106 @@
+"""Lines that are there when they must be: at once on disk, in a bucket whenever it is flushed, now and then, and at the end."""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+import pytest
+from etils import epath
+
+from cdcd_jax.config import UserError
+from cdcd_jax.data import files
+from cdcd_jax.training import journal
+from cdcd_jax.training.journal import Journal
+
+
+def ours() -> None:
+    """No other trainer is there."""
+
+
+@pytest.fixture
+def bucket(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> epath.Path:
+    """A folder that is taken for one."""
+    monkeypatch.setattr(files, "in_bucket", lambda path: str(path).startswith(str(tmp_path)))
+    return epath.Path(tmp_path)
+
+
+def steps(workdir: epath.Path) -> list[int]:
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def events(workdir: epath.Path) -> list[epath.Path]:
+    return list(workdir.glob("events.out.tfevents.*"))
+
+
+def test_on_disk_a_line_is_there_at_once(tmp_path: pathlib.Path) -> None:
+    workdir = epath.Path(tmp_path)
+    with Journal(workdir, ours) as written:
+        for step in (1, 2):
+            written.append("metrics.jsonl", {"step": step})
+            assert steps(workdir)[-1] == step
+        written.scalars(2, {"train/loss": 1.0})
+    assert steps(workdir) == [1, 2] and len(events(workdir)) == 1
+
+
+def test_in_a_bucket_lines_are_there_when_flushed_after_those_of_earlier_lives(bucket: epath.Path) -> None:
+    (bucket / "metrics.jsonl").write_text('{"step": 1}\n')
+    with Journal(bucket, ours, seconds=1e3) as written:
+        written.append("metrics.jsonl", {"step": 2})
+        written.append("telemetry.jsonl", {"step": 2})
+        written.scalars(2, {"train/loss": 1.0})
+        assert steps(bucket) == [1] and not (bucket / "telemetry.jsonl").exists()
+        written.flush()
+        assert steps(bucket) == [1, 2] and (bucket / "telemetry.jsonl").exists()
+        written.append("metrics.jsonl", {"step": 3})
+        assert not events(bucket)
+    assert steps(bucket) == [1, 2, 3]
+    (file,) = events(bucket)
+    assert b"train/loss" in file.read_bytes()
+    assert not epath.Path(written._folder.name).exists()
+
+
+def test_in_a_bucket_lines_come_now_and_then_by_themselves(bucket: epath.Path) -> None:
+    with Journal(bucket, ours, seconds=0.01) as written:
+        for step in range(1, 200):
+            written.append("metrics.jsonl", {"step": step})
+        deadline = time.monotonic() + 20
+        while len(steps(bucket)) < 199 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert steps(bucket) == list(range(1, 200))
+
+
+def test_what_a_bucket_refuses_is_said_and_kept(bucket: epath.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    broken, write = True, files.write_whole
+
+    def write_whole(path: epath.Path, content: Any) -> None:
+        if broken:
+            raise UserError(f"{path} cannot be written (the network is down).")
+        write(path, content)
+
+    monkeypatch.setattr(journal.files, "write_whole", write_whole)
+    with pytest.raises(UserError, match="the network is down"), Journal(bucket, ours, seconds=1e3) as written:
+        written.append("metrics.jsonl", {"step": 1})
+        written.flush()
+        assert "metrics.jsonl cannot be written (the network is down). What is new is kept in memory." in " ".join(capsys.readouterr().err.split())
+        broken = False
+        written.flush()
+        assert steps(bucket) == [1]
+        written.append("metrics.jsonl", {"step": 2})
+        broken = True  # to the end, which cannot be passed over
+    with pytest.raises(ZeroDivisionError), Journal(bucket, ours, seconds=1e3) as written:  # an error on its way stays the error
+        written.append("metrics.jsonl", {"step": 2})
+        1 // 0  # noqa: B018
+
+
+def test_what_another_trainer_wrote_is_not_written_over(bucket: epath.Path) -> None:
+    def lost() -> None:
+        raise UserError("another trainer has taken over.")
+
+    with pytest.raises(UserError, match="taken over"), Journal(bucket, lost, seconds=0.01) as written:
+        written.append("metrics.jsonl", {"step": 1})
+        (bucket / "metrics.jsonl").write_text('{"step": 7}\n')
+        written.flush()
+        time.sleep(0.1)
+    assert steps(bucket) == [7] and not events(bucket)
