@@ -78,9 +78,9 @@ def fingerprint(config: Config) -> str:
 def run(config: Config, corpus: pipeline.Corpus, name: str) -> dict[str, Any]:
     """Trains one run with the library's own step and scores its averaged weights. The time per step is the median over stretches of ten steps."""
     t, vocabulary = config.train, corpus.tokenizer.vocab_size
-    mesh = make_mesh(config.mesh, t.batch_size)
+    mesh = make_mesh(config)
     prior = jnp.asarray(pipeline.unigram_log_probabilities(corpus.train, vocabulary))
-    sharding = shardings(jax.eval_shape(lambda: init_state(config, prior)), mesh)
+    sharding = shardings(config, jax.eval_shape(lambda: init_state(config, prior)), mesh)
     state = jax.jit(lambda: init_state(config, prior), out_shardings=sharding)()
     step = make_step(config, sharding, batch_sharding(mesh))
     batches = pipeline.batches(corpus.train, config.data.sequence_length, t.batch_size, t.seed, 0, 1)

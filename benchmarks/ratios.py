@@ -54,8 +54,8 @@ def random_tokens(config: Config, shape: tuple[int, ...]) -> np.ndarray:
 
 def start(config: Config) -> tuple[Step, TrainState, Mesh]:
     """The train step as the loop makes it, and the state that it starts from, on all devices."""
-    prior, mesh = log_prior(config), make_mesh(config.mesh, config.train.batch_size)
-    sharding = shardings(jax.eval_shape(lambda: init_state(config, prior)), mesh)
+    prior, mesh = log_prior(config), make_mesh(config)
+    sharding = shardings(config, jax.eval_shape(lambda: init_state(config, prior)), mesh)
     state = jax.jit(lambda: init_state(config, prior), out_shardings=sharding)()
     return make_step(config, sharding, batch_sharding(mesh)), state, mesh
 
@@ -147,10 +147,10 @@ def compile_time_ratio(config: Config, repeats: int, num_steps: int) -> Result:
 
     def compile_with(layers: int) -> None:
         deep = dataclasses.replace(config, model=dataclasses.replace(config.model, num_layers=layers))
-        mesh = make_mesh(config.mesh, config.train.batch_size)
+        mesh = make_mesh(config)
         abstract = jax.eval_shape(lambda: init_state(deep, log_prior(deep)))
         tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.sequence_length), jnp.int32)
-        make_step(deep, shardings(abstract, mesh), batch_sharding(mesh)).lower(abstract, tokens).compile()
+        make_step(deep, shardings(config, abstract, mesh), batch_sharding(mesh)).lower(abstract, tokens).compile()
 
     jax.config.update("jax_enable_compilation_cache", False)
     pair = in_turn(lambda: compile_with(DEEP), lambda: compile_with(SHALLOW), repeats, warm_up=1)

@@ -47,7 +47,9 @@ class ModelConfig:
     embedding_dim: int = 256
     embedding_std: float = 0.001  # of the raw table at initialisation (paper, section 6.1)
     scan_unroll: int = 1  # layers in one turn of the scan over layers: more compile time, a tenth less step time on CPUs
-    remat: str = "none"  # what the backward pass computes again instead of keeping: "none", "full", "dots" (all but matrix products) or "names"
+    # What the backward pass computes again instead of keeping: "none"; "full"; "dots", all but products with parameters; "names", all but
+    # attention's output and the residual stream.
+    remat: str = "none"
     sigma_conditioning: bool = True  # conditional normalisation from Fourier features of sigma
     # Beyond the paper, each an option of its own (docs/DESIGN.md section 7):
     output_prior: bool = False  # add the local posterior's logits to the network's
@@ -265,6 +267,11 @@ def check(config: Config) -> None:
         )
     if config.model.width % (2 * config.model.num_heads):
         raise UserError(f"config key 'model.width' must be a multiple of 2 x num_heads = {2 * config.model.num_heads}, not {config.model.width}.")
+    if config.model.remat != "none" and config.model.scan_unroll > 1:
+        raise UserError(
+            f"config key 'model.scan_unroll' must be 1 with model.remat = {config.model.remat!r}, not {config.model.scan_unroll}: "
+            "what is unrolled is kept after all."
+        )
     parts = config.train.accumulation_steps * (2 if config.train.self_conditioning else 1)
     if config.train.batch_size % parts:
         raise UserError(

@@ -100,6 +100,12 @@ def test_odd_batches_are_fine_without_self_conditioning():
         from_dict({"train": {"batch_size": 7, "self_conditioning": False, "accumulation_steps": 3}})
 
 
+def test_layers_are_not_both_unrolled_and_computed_again():
+    assert from_dict({"model": {"scan_unroll": 4}}).model.remat == "none"
+    with pytest.raises(UserError, match="'model.scan_unroll' must be 1 with model.remat = 'names', not 4"):
+        from_dict({"model": {"scan_unroll": 4, "remat": "names"}})
+
+
 def test_the_lists_of_checks_name_keys_that_exist():
     for path in (*config_lib.CHOICES, *config_lib.POSITIVE, *config_lib.FRACTIONS):
         config_lib._get(Config(), path)

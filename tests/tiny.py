@@ -100,6 +100,11 @@ class Trainer:
         """Tokens on the mesh, the eight sentences if not told otherwise."""
         return jax.device_put(tokens(self.config.train.batch_size) if rows is None else rows, self.batch_sharding)
 
+    def lowered(self) -> jax.stages.Lowered:
+        """The step's program. What is compiled from it is not compiled again when the step is called."""
+        rows = jax.ShapeDtypeStruct((self.config.train.batch_size, LENGTH), jnp.int32, sharding=self.batch_sharding)
+        return self.step.lower(self.abstract, rows)
+
     def run(self, state: TrainState, steps: int) -> tuple[TrainState, list[dict[str, float]]]:
         """The state after some steps on the same batch, and each step's metrics."""
         batch, metrics = self.batch(), []
@@ -112,7 +117,7 @@ class Trainer:
 def trainer(config: Config, mesh: jax.sharding.Mesh) -> Trainer:
     """A Trainer, whose step compiles when it is first called."""
     abstract = jax.eval_shape(lambda: init_state(config, jnp.asarray(LOG_PRIOR)))
-    sharding = shardings(abstract, mesh)
+    sharding = shardings(config, abstract, mesh)
     step = make_step(config, sharding, batch_sharding(mesh))
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding)
     make_state = jax.jit(lambda: init_state(config, jnp.asarray(LOG_PRIOR)), out_shardings=sharding)

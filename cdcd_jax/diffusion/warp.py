@@ -99,12 +99,13 @@ def _interpolate(value: Array, widths: Array, heights: Array, last: float | None
 
 
 def fit_loss(
-    warp: Warp, sampling_warp: Warp, sigma: Float[Array, "B"], cross_entropy: Float[Array, "B"], selected: Bool[Array, "B"]
+    warp: Warp, sampling_warp: Warp, sigma: Float[Array, "B"], cross_entropy: Float[Array, "B"], selected: Bool[Array, "B"], count: Array | int
 ) -> Float[Array, ""]:
     """The warp's own loss, nats^2: mean of (F~(sigma) - CE)^2 / F'(sigma) over the selected sequences (appendix A.4).
 
-    `sampling_warp` is the one whose density drew sigma; selected are the sequences with one noise level each. Only `warp` receives a gradient.
+    `sampling_warp` is the one whose density drew sigma; selected are the sequences with one noise level each, `count` in number. If these are part of
+    a batch, `count` is the batch's, and the answers for its parts add up to the batch's. Only `warp` receives a gradient.
     """
     weights = jax.lax.stop_gradient(selected / sampling_warp.axis_pdf(sigma))
     error = warp.entropy(jax.lax.stop_gradient(sigma)) - jax.lax.stop_gradient(cross_entropy)
-    return jnp.sum(weights * error**2) / jnp.sum(selected)
+    return jnp.sum(weights * error**2) / count

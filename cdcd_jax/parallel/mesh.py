@@ -1,29 +1,77 @@
-"""The device mesh: axes for data, FSDP and tensor parallelism; a single device is a mesh of one."""
+"""The device mesh: axes for data, FSDP and tensor parallelism, over one slice or several; a single device is a mesh of one."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cdcd_jax.config import MeshConfig, UserError
+from cdcd_jax.config import Config, UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))  # how the leading axis of a batch is laid out
 
 
-def make_mesh(config: MeshConfig, batch_size: int) -> Mesh:
-    """The mesh of all devices. Raises UserError where the axes do not divide the devices, or the devices not the batch."""
-    count = jax.device_count()
-    rest = config.fsdp * config.tensor
+def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of all devices. Raises UserError where the axes do not divide the devices, the slices or the batch."""
+    devices = jax.devices() if devices is None else devices
+    shape = sizes(config, len(devices))
+    # Auto, in writing: Mesh's other kinds of axes have no rule yet for several of the operations in the step.
+    return Mesh(arrange(devices, shape, config.mesh.slices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def sizes(config: Config, count: int) -> tuple[int, int, int]:
+    """The mesh's axes for that many devices: data (what is left, if it is -1), fsdp, tensor. Raises UserError as make_mesh does."""
+    m, t = config.mesh, config.train
+    rest = m.fsdp * m.tensor
     if count % rest:
-        raise UserError(f"mesh.fsdp x mesh.tensor = {config.fsdp} x {config.tensor} does not divide the {count} devices.")
-    data = count // rest if config.data == -1 else config.data
+        raise UserError(f"mesh.fsdp x mesh.tensor = {m.fsdp} x {m.tensor} does not divide the {count} devices.")
+    data = count // rest if m.data == -1 else m.data
     if data * rest != count:
-        raise UserError(f"mesh.data x fsdp x tensor = {data} x {config.fsdp} x {config.tensor} does not make the {count} devices.")
-    if batch_size % (data * config.fsdp):
-        raise UserError(f"train.batch_size = {batch_size} is not a multiple of mesh.data x mesh.fsdp = {data * config.fsdp}.")
-    # Auto, in writing: make_mesh's default is Explicit, for which several of the operations in the step have no rule yet.
-    return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+        raise UserError(f"mesh.data x fsdp x tensor = {data} x {m.fsdp} x {m.tensor} does not make the {count} devices.")
+    if data % m.slices:
+        raise UserError(f"mesh.data = {data} is not a multiple of mesh.slices = {m.slices}, and no other axis runs between slices.")
+    shards = data * m.fsdp
+    if t.batch_size % (shards * t.accumulation_steps):
+        parts = f", times train.accumulation_steps = {t.accumulation_steps}" if t.accumulation_steps > 1 else ""
+        raise UserError(f"train.batch_size = {t.batch_size} is not a multiple of mesh.data x mesh.fsdp = {shards}{parts}.")
+    return data, m.fsdp, m.tensor
+
+
+def arrange(devices: Sequence[Any], shape: tuple[int, int, int], slices: int) -> np.ndarray:
+    """The devices as an array of this shape (data, fsdp, tensor), of which each slice is a block of consecutive rows.
+
+    A slice of TPUs is what the TPUs call one, and the links within it decide which device goes where. Other devices' slices are groups of equally
+    many hosts, or of NVLink domains where the devices name theirs, in order. Raises UserError where the devices do not make that many slices.
+    """
+    tpu = devices[0].platform == "tpu"
+    domain = "slice_index" if hasattr(devices[0], "slice_index") else "process_index"
+    found = Counter(getattr(device, domain) for device in devices)
+    if tpu and len(found) != slices:
+        raise UserError(f"mesh.slices = {slices}, but the devices lie in {len(found)} slices.")
+    if len(found) % slices:
+        kind = "NVLink domains" if domain == "slice_index" else "processes"
+        raise UserError(f"mesh.slices = {slices} does not divide the {len(found)} {kind} that the slices are groups of.")
+    if slices > 1 and len(set(found.values())) > 1:
+        raise UserError(f"mesh.slices = {slices} takes slices of one size, but the devices come in groups of {sorted(set(found.values()))}.")
+    if not tpu:
+        return np.array(sorted(devices, key=lambda device: (getattr(device, domain), device.id))).reshape(shape)
+    data, fsdp, tensor = shape
+    return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch along its leading axis."""
     return NamedSharding(mesh, BATCH)
+
+
+def constrain(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    """A function that says of an activation, and returns it: this lies as `sharding` does, say by rows over the devices as the batch does.
+
+    Without it XLA may decide to gather the batch and to leave the parameters where they lie, which costs memory and time (docs/DESIGN.md, 13).
+    """
+    return partial(jax.lax.with_sharding_constraint, shardings=sharding)

@@ -18,7 +18,7 @@ from cdcd_jax.config import DONE, Config, UserError, to_json
 from cdcd_jax.data import files, pipeline, tokenizers
 from cdcd_jax.parallel import hosts
 from cdcd_jax.parallel.clock import Clock
-from cdcd_jax.parallel.mesh import batch_sharding, make_mesh
+from cdcd_jax.parallel.mesh import batch_sharding, constrain, make_mesh
 from cdcd_jax.parallel.sharding import shardings
 from cdcd_jax.training import goodput, telemetry, workdir
 from cdcd_jax.training.checkpoint import Checkpoints, newest_step, step_to_go_back_to
@@ -43,7 +43,7 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
         stack.enter_context(stop.listening())
         hosts.compare(workdir.flat(dataclasses.asdict(config)) | {"--workdir": directory.as_posix()})
         first = hosts.first()
-        mesh = make_mesh(config.mesh, config.train.batch_size)
+        mesh = make_mesh(config)
         there, still_ours = True, never
         if first:
             there = workdir.prepare(directory, config)
@@ -83,7 +83,7 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
             "data_fingerprint": corpus.fingerprint,
         }
         abstract = jax.eval_shape(lambda: init_state(config, jnp.asarray(log_prior)))
-        sharding = shardings(abstract, mesh)
+        sharding = shardings(config, abstract, mesh)
         if saved == 0:
             state = jax.jit(lambda: init_state(config, jnp.asarray(log_prior)), out_shardings=sharding)()
         else:
@@ -134,7 +134,7 @@ class Loop:
         windows = pipeline.windows(corpus.valid, config.data.sequence_length)
         chosen = np.linspace(0, len(windows) - 1, min(config.log.probe_sequences, len(windows))).astype(int)
         self.probe_windows = windows[chosen]
-        self.measure = telemetry.make_measure(config, make_apply(config, corpus.tokenizer.vocab_size), mesh)
+        self.measure = telemetry.make_measure(config, make_apply(config, corpus.tokenizer.vocab_size, constrain(batch_sharding(mesh))), mesh)
         self.journal: Journal | None = None
         self.bar: Progress | None = None
         self.marked: int | None = None  # the checkpoint that is written down as complete

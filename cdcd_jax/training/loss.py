@@ -4,7 +4,7 @@ The two are summed for one backward pass, but share no gradient: the noise level
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,13 +45,19 @@ def self_condition(denoise: Callable[[Any], kernel.Denoise], x: Array, sigma: Ar
     return jax.lax.stop_gradient(jnp.stack([first, jnp.zeros_like(first)], axis=1).reshape(x.shape))
 
 
-def loss(
-    params: Params, sampling_warp: Warp, log_prior: Float[Array, "V"], tokens: Int[Array, "B L"], key: PRNGKeyArray, config: Config, apply: Apply
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Main loss + warp loss, and the metrics of the step.
+class Examples(NamedTuple):
+    """A batch, or some of its rows, with all that was drawn for them."""
 
-    `loss` is the mean cross-entropy in nats over all noisy positions; `sampling_warp` (the EMA copy) chooses the noise levels.
-    """
+    tokens: Int[Array, "B L"]
+    given: Bool[Array, "B L"]
+    kept: Bool[Array, "B"]  # False where conditioning is dropped, and the given tokens are hidden
+    sigma: Array  # float32 [B], or [B, L] if some examples have a level at each position
+    whole: Bool[Array, "B"]  # True where all positions have one level
+    eps: Float[Array, "B L D"]
+
+
+def draw(sampling_warp: Warp, tokens: Int[Array, "B L"], key: PRNGKeyArray, config: Config) -> Examples:
+    """All that is random in a step, for the whole batch; `sampling_warp` (the EMA copy) chooses the noise levels."""
     batch, length = tokens.shape
     t = config.train
     mask_key, time_key, noise_key, drop_key = jax.random.split(key, 4)
@@ -62,20 +68,33 @@ def loss(
     if t.position_sigma_fraction == 0:
         sigma = sigma[:, 0]
 
-    x0 = kernel.normalise(params["embeddings"]["table"])[tokens]
-    x = kernel.add_noise(x0, sigma, jax.random.normal(noise_key, x0.shape))
+    eps = jax.random.normal(noise_key, (batch, length, config.model.embedding_dim))
     kept = ~masks.choose(drop_key, batch, round(t.conditioning_dropout * batch))
+    return Examples(tokens, given, kept, sigma, whole, eps)
+
+
+def loss(
+    params: Params, sampling_warp: Warp, log_prior: Float[Array, "V"], batch: Examples, part: Examples, config: Config, apply: Apply
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """What `part` of a batch adds to main loss + warp loss, and to the metrics of the step; the whole, if it is the batch itself.
+
+    `loss` is the mean cross-entropy in nats over all noisy positions of the batch, `warp_loss` the mean over its sequences with one level.
+    """
+    tokens, given, kept, sigma, whole, eps = part
+    x0 = kernel.normalise(params["embeddings"]["table"])[tokens]
+    x = kernel.add_noise(x0, sigma, eps)
     clean = x0 * (given & kept[:, None])[..., None]
 
     def denoiser(rows: list[Array]) -> kernel.Denoise:
         return make_denoise(config, apply, params, log_prior, *rows)
 
-    previous = self_condition(denoiser, x, sigma, given, clean) if t.self_conditioning else jnp.zeros_like(x)
+    previous = self_condition(denoiser, x, sigma, given, clean) if config.train.self_conditioning else jnp.zeros_like(x)
     _, logits = denoiser([given, clean])(x, sigma, previous)
 
     noisy = ~given
     entropy = kernel.cross_entropy(logits, tokens) * noisy
-    main = entropy.sum() / noisy.sum()
+    main = entropy.sum() / jnp.sum(~batch.given)
     per_sequence = entropy.sum(axis=-1) / jnp.maximum(noisy.sum(axis=-1), 1)
-    warp_loss = fit_loss(make_warp(config, params["warp"]), sampling_warp, kernel.per_position(sigma)[:, 0], per_sequence, whole)
+    warp = make_warp(config, params["warp"])
+    warp_loss = fit_loss(warp, sampling_warp, kernel.per_position(sigma)[:, 0], per_sequence, whole, batch.whole.sum())
     return main + warp_loss, {"loss": main, "warp_loss": warp_loss}

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from cdcd_jax.config import Config
 from cdcd_jax.diffusion.warp import Warp
 from cdcd_jax.model.denoiser import Denoiser
+from cdcd_jax.model.layers import Constrain, anywhere
 from cdcd_jax.training.optim import make_optimizer
 
 INIT_STREAM, TRAIN_STREAM, PROBE_STREAM = range(3)
@@ -33,8 +34,8 @@ def stream_key(config: Config, stream: int, step: int | Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.train.seed), stream), step)
 
 
-def make_network(config: Config, vocab_size: int) -> Denoiser:
-    """The denoiser that the config describes."""
+def make_network(config: Config, vocab_size: int, constrain: Constrain = anywhere) -> Denoiser:
+    """The denoiser that the config describes; `constrain` says where its activations lie."""
     m = config.model
     return Denoiser(
         vocab_size,
@@ -47,6 +48,8 @@ def make_network(config: Config, vocab_size: int) -> Denoiser:
         m.noisy_vector,
         m.scan_unroll,
         jnp.dtype(m.dtype),
+        m.remat,
+        constrain,
     )
 
 

@@ -109,7 +109,7 @@ def fit(curve: Callable[[Array, Array], Array], warp: Warp, steps: int, batch: i
         number, key = now
         u_key, loss_key = jax.random.split(key)
         sigma = average.sigma(low_discrepancy(u_key, batch))
-        gradient = jax.grad(fit_loss)(live, average, sigma, curve(loss_key, sigma), jnp.ones(batch, bool))
+        gradient = jax.grad(fit_loss)(live, average, sigma, curve(loss_key, sigma), jnp.ones(batch, bool), batch)
         updates, state = optimizer.update(gradient, state)
         live = optax.apply_updates(live, updates)
         decay = jnp.minimum(0.99, (1.0 + number) / (10.0 + number))

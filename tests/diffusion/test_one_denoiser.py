@@ -17,7 +17,7 @@ from cdcd_jax.evaluation import generate
 from cdcd_jax.evaluation.model import Model, denoise_of, warp_of
 from cdcd_jax.model.denoiser import Denoiser
 from cdcd_jax.training import telemetry
-from cdcd_jax.training.loss import loss, make_warp
+from cdcd_jax.training.loss import draw, loss, make_warp
 from cdcd_jax.training.state import init_state
 from cdcd_jax.training.step import make_apply
 
@@ -86,7 +86,8 @@ def test_all_rooms_reach_the_network_through_one_maker(model: Model, monkeypatch
     monkeypatch.setattr(kernel, "make_denoise", watched_make)
     monkeypatch.setattr(Denoiser, "apply", watched_apply)
     warp, levels = make_warp(CONFIG, model.params["warp"]), jnp.linspace(0.1, 0.9, B)
-    train = jax.jit(lambda p: loss(p, warp, model.log_prior, TOKENS, jax.random.key(0), CONFIG, make_apply(CONFIG, 7)), compiler_options=QUICK)
+    batch = draw(warp, TOKENS, jax.random.key(0), CONFIG)
+    train = jax.jit(lambda p: loss(p, warp, model.log_prior, batch, batch, CONFIG, make_apply(CONFIG, 7)), compiler_options=QUICK)
     rooms = {
         "training": lambda: train(model.params),
         "sampling": lambda: generate.make_sampler(model, SampleConfig(num_steps=2))(model.params, TOKENS, NOTHING, KEYS),

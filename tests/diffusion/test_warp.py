@@ -151,14 +151,16 @@ def test_the_fit_weighs_each_loss_by_the_reciprocal_of_its_density(axis: str) ->
     sigma, entropy = jnp.asarray(inside(live, 9)), jnp.linspace(0.0, 5.0, 9)
     selected = jnp.array([True, True, False, True, True, False, True, False, True])
     terms = (np.asarray(live.entropy(sigma)) - np.asarray(entropy)) ** 2 / np.asarray(other.axis_pdf(sigma))
-    np.testing.assert_allclose(fit_loss(live, other, sigma, entropy, selected), terms[np.asarray(selected)].mean(), rtol=1e-5)
+    np.testing.assert_allclose(fit_loss(live, other, sigma, entropy, selected, 6), terms[np.asarray(selected)].mean(), rtol=1e-5)
+    parts = [fit_loss(live, other, sigma[rows], entropy[rows], selected[rows], 6) for rows in (slice(0, 3), slice(3, 9))]
+    np.testing.assert_allclose(sum(parts), terms[np.asarray(selected)].mean(), rtol=1e-5)
 
 
 @AXES
 def test_only_the_live_warp_learns_from_its_loss(axis: str) -> None:
     live, other = random_warp(1, axis), random_warp(1, axis)
     sigma, entropy = jnp.asarray(inside(live, 9)), jnp.linspace(0.0, 5.0, 9)
-    gradient = jax.grad(fit_loss, argnums=(0, 1, 2, 3))(live, other, sigma, entropy, jnp.ones(9, bool))
+    gradient = jax.grad(fit_loss, argnums=(0, 1, 2, 3))(live, other, sigma, entropy, jnp.ones(9, bool), 9)
     assert np.abs(gradient[0].axis_logits).max() > 0 and np.abs(gradient[0].entropy_logits).max() > 0
     for leaf in jax.tree.leaves(gradient[1:]):
         np.testing.assert_array_equal(leaf, 0.0)

@@ -130,7 +130,7 @@ def test_only_the_averages_for_sampling(saved: tuple[pathlib.Path, dict[int, Tra
 
 def test_onto_another_mesh(saved: tuple[pathlib.Path, dict[int, TrainState]]) -> None:
     abstract = tiny.shared_trainer().abstract
-    sharding = shardings(abstract, tiny.mesh(2, 2, 2))
+    sharding = shardings(tiny.config(), abstract, tiny.mesh(2, 2, 2))
     targets = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding)
     checkpoints = opened(saved[0])
     state, _, _ = checkpoints.restore(targets)

@@ -12,7 +12,7 @@ from jax import Array
 
 from cdcd_jax.config import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from cdcd_jax.diffusion import kernel
-from cdcd_jax.training.loss import loss, make_denoise, make_warp, self_condition
+from cdcd_jax.training.loss import draw, loss, make_denoise, make_warp, self_condition
 from cdcd_jax.training.state import init_state
 from cdcd_jax.training.step import make_apply
 
@@ -66,9 +66,15 @@ class Spy:
         return np.split(self.calls[call][0], (D, 2 * D, 2 * D + 1), axis=-1)
 
 
+def whole_loss(params: Any, sampling: Any, tokens: Array, config: Config, apply: Any) -> tuple[Array, dict[str, Array]]:
+    warp = make_warp(config, sampling)
+    batch = draw(warp, tokens, KEY, config)
+    return loss(params, warp, LOG_PRIOR, batch, batch, config, apply)
+
+
 def evaluate(config: Config, apply: Any, tokens: Array = TOKENS, params: Any = None) -> tuple[Array, dict[str, Array]]:
     params = trained(config) if params is None else params
-    return loss(params, make_warp(config, params["warp"]), LOG_PRIOR, tokens, KEY, config, apply)
+    return whole_loss(params, params["warp"], tokens, config, apply)
 
 
 @pytest.mark.parametrize("config", [CONFIG, BEYOND], ids=["the paper's", "beyond the paper"])
@@ -77,7 +83,7 @@ def test_gradients_keep_to_their_own(config: Config) -> None:
     params, apply = trained(config), make_apply(config, V)
 
     def both(params: Any, sampling: dict[str, Array]) -> Array:
-        metrics = loss(params, make_warp(config, sampling), LOG_PRIOR, TOKENS, KEY, config, apply)[1]
+        metrics = whole_loss(params, sampling, TOKENS, config, apply)[1]
         return jnp.stack([metrics["loss"], metrics["warp_loss"]])
 
     jacobian = jax.jit(jax.jacrev(both, argnums=(0, 1)), compiler_options=QUICK)
@@ -193,8 +199,9 @@ def test_no_gradient_passes_through_the_first_estimate() -> None:
 def test_noise_levels_come_from_the_sampling_warp() -> None:
     """The averaged warp draws them, evenly in its own u; the live one has no say."""
     params, spy = trained(CONFIG), Spy()
-    sampling = make_warp(CONFIG, {name: -values for name, values in params["warp"].items()})
-    loss(params, sampling, LOG_PRIOR, TOKENS, KEY, CONFIG, spy)
+    logits = {name: -values for name, values in params["warp"].items()}
+    whole_loss(params, logits, TOKENS, CONFIG, spy)
+    sampling = make_warp(CONFIG, logits)
     u = np.asarray(sampling.cdf(jnp.asarray(spy.calls[1][1][:, 0])))
     np.testing.assert_allclose(np.diff(np.sort(u)), 1 / B, atol=1e-4)
     x = spy.channels(1)[0] * np.sqrt(spy.calls[1][1] ** 2 + 1)[..., None]
