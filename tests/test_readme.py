@@ -65,6 +65,9 @@ def test_every_command_runs(demo: tuple[pathlib.Path, str], door_environment: di
         words = [sys.executable, *shlex.split(line)[1:]]
         run(words + (OVERRIDES if "cdcd_jax.train" in line else []), door_environment)
     assert (tmp_path / "mine" / "checkpoints" / "3").is_dir()
+    [line] = commands("launch/")
+    run([*shlex.split(line.replace("runs/two", str(tmp_path / "two"))), *OVERRIDES], door_environment | {"PYTHON": sys.executable})
+    assert (tmp_path / "two" / "checkpoints" / "3").is_dir()
 
 
 def test_the_three_lines_of_python_run(demo: tuple[pathlib.Path, str], door_environment: dict[str, str]) -> None:

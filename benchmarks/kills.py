@@ -1,0 +1,108 @@
+"""python -m benchmarks.kills [--kills=25] [--seed=0]: a run that is killed with SIGKILL at random moments, saving included, against one that is not.
+
+Both train the demo's method on a small config. After every kill the checkpoints that count are listed, and the next life must go on from the newest
+of them or a later one; in the end the losses of all steps must be those of the undisturbed run, to the bit. Half of the kills wait for a save to be
+under way. Prints a line of JSON and ends with 1 if anything was lost.
+"""
+
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import app, flags
+
+KILLS = flags.DEFINE_integer("kills", 25, "How often the run is killed.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+EVERY = 20  # steps between two saves
+STEPS = 4000
+CHANGES = {
+    "data.tokenizer": "char", "data.sequence_length": 16, "model.num_layers": 2, "model.scan_unroll": 1, "model.width": 64, "model.num_heads": 4,
+    "model.mlp_width": 128, "model.embedding_dim": 16, "train.num_steps": STEPS, "train.batch_size": 16, "checkpoint.every_steps": EVERY,
+    "log.every_steps": 1, "log.probe_every_steps": 500, "log.probe_sequences": 8,
+}  # fmt: skip
+
+
+class Run:
+    """The small config in a workdir of its own."""
+
+    def __init__(self, folder: pathlib.Path, name: str):
+        self.workdir, self.log = folder / name, folder / f"{name}.log"
+        flags_given = [f"--config.{key}={value}" for key, value in CHANGES.items()]
+        self.command = [sys.executable, "-m", "cdcd_jax.train", "--config=configs/demo.py", f"--workdir={self.workdir}", *flags_given]
+        # Each program is compiled once for all lives, which changes no bit of it.
+        self.environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        with self.log.open("w") as log:
+            return subprocess.Popen(self.command, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def names(self) -> set[str]:
+        folder = self.workdir / "checkpoints"
+        return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+    def saving(self) -> bool:
+        return any(name.endswith(".unfinished") for name in self.names())
+
+    def saved(self) -> int:
+        """The newest checkpoint that counts; 0 if there is none."""
+        names = self.names()
+        return max((int(name) for name in names if name.isdigit() and f"{name}.unfinished" not in names), default=0)
+
+    def lines(self) -> list[dict]:
+        path = self.workdir / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+    def reached(self) -> int:
+        lines = self.lines()
+        return lines[-1]["step"] if lines else 0
+
+
+def main(_: list[str]) -> None:
+    generator = random.Random(SEED.value)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        whole, killed = Run(folder, "whole"), Run(folder, "killed")
+        if whole.start().wait():
+            sys.exit(whole.log.read_text())
+        saving, wrong, expected = 0, [], 0
+        for kill in range(KILLS.value):
+            process = killed.start()
+            target = killed.saved() + generator.randrange(1, 2 * STEPS // KILLS.value // 2)
+            wait_for_save = kill % 2 == 0
+            end = time.monotonic() + 300
+            while killed.reached() < min(target, STEPS - 2 * EVERY) or (wait_for_save and not killed.saving()):
+                if process.poll() is not None or time.monotonic() > end:
+                    sys.exit(f"it ended by itself: {killed.log.read_text()}")
+                time.sleep(0.0005)
+            time.sleep(generator.random() * 0.02)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            began = re.search(r"going on from step ([\d,]+)", killed.log.read_text())
+            if (int(began[1].replace(",", "")) if began else 0) < expected:
+                wrong.append(f"life {kill + 1} began at {began and began[1]}, and step {expected} was saved")
+            saving += killed.saving()
+            expected = killed.saved()
+            print(f"kill {kill + 1} of {KILLS.value} at step {killed.reached()}, saved {expected}{', saving' if killed.saving() else ''}", flush=True)
+        if killed.start().wait():
+            sys.exit(killed.log.read_text())
+        same = [(a["step"], a["loss"], a["grad_norm"]) for a in whole.lines()] == [(b["step"], b["loss"], b["grad_norm"]) for b in killed.lines()]
+        last = killed.lines()[-1]
+        found = {
+            "name": "kills", "value": KILLS.value, "unit": "SIGKILLs", "during_a_save": saving, "saved_steps_lost": len(wrong), "wrong": wrong,
+            "same_losses": same, "steps": STEPS, "goodput": round(last["goodput"], 3), "wall_seconds": last["wall_seconds"],
+        }  # fmt: skip
+        print(json.dumps(found))
+        sys.exit(0 if same and not wrong else 1)
+
+
+if __name__ == "__main__":
+    app.run(main)
