@@ -1,9 +1,9 @@
-"""Guidance: a denoise from a denoise (paper, section 6)."""
+"""Guidance, and what is known of a token without knowing it: a denoise from a denoise (paper, section 6)."""
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
-from cdcd_jax.diffusion.kernel import Denoise, Denoised
+from cdcd_jax.diffusion.kernel import Denoise, Denoised, interpolate
 
 
 def classifier_free(denoise_pair: Denoise, scale: float | Array) -> Denoise:
@@ -22,3 +22,18 @@ def classifier_free(denoise_pair: Denoise, scale: float | Array) -> Denoise:
         return Denoised(guide(both.x0), guide(both.logits))
 
     return denoise
+
+
+def restricted(denoise: Denoise, table: Float[Array, "V D"], positions: Bool[Array, "B L"], allowed: Bool[Array, "V"]) -> Denoise:
+    """At these positions only the allowed tokens are possible: the posterior given that, so the others' probability goes to them in proportion.
+
+    `table` is the normalised one. Elsewhere nothing changes.
+    """
+    here = positions[..., None]
+
+    def conditioned(x: Array, sigma: Array, previous: Array) -> Denoised:
+        x0, logits = denoise(x, sigma, previous)
+        logits = jnp.where(here & ~allowed.reshape(1, 1, -1), -1e9, logits)
+        return Denoised(jnp.where(here, interpolate(logits, table), x0), logits)
+
+    return conditioned

@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
 
 from cdcd_jax.config import SampleConfig, UserError, did_you_mean
-from cdcd_jax.diffusion import guidance, sampler
+from cdcd_jax.diffusion import guidance, kernel, sampler
 from cdcd_jax.diffusion.solvers import SOLVERS
 from cdcd_jax.evaluation import templates
 from cdcd_jax.evaluation.model import Model, denoise_of, warp_of
@@ -64,30 +63,33 @@ def parts_of(prompt: str | None, template: str | None) -> list[str | int]:
     return [] if prompt is None else [prompt]
 
 
-def layout(model: Model, prompt: str | None, template: str | None) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"], int]:
-    """(tokens, given, used) of a sequence. Without a template all positions are used."""
+def layout(model: Model, prompt: str | None, template: str | None) -> templates.Layout:
+    """What is given of a sequence. Without a template all positions are used."""
     parts = parts_of(prompt, template)
     if template is not None:
         return templates.encode(parts, model.tokenizer, model.length, "template")
     if prompt is not None:
-        tokens, given, _ = templates.encode(parts, model.tokenizer, model.length, "prompt")
-        return tokens, given, model.length
-    return np.zeros(model.length, np.int32), np.zeros(model.length, bool), model.length
+        return templates.encode(parts, model.tokenizer, model.length, "prompt")._replace(used=model.length)
+    nothing = np.zeros(model.length, bool)
+    return templates.Layout(np.zeros(model.length, np.int32), nothing, model.length, nothing)
 
 
 def make_sampler(model: Model, settings: SampleConfig, candidates: int = 0) -> Any:
-    """A jitted (params, tokens [B, L], given [B, L], keys [B]) -> tokens [B, L]; with candidates > 0, -> the trajectory's Frames.
+    """A jitted (params, tokens [B, L], given [B, L], keys [B], spaced) -> tokens [B, L]; with candidates > 0, -> the trajectory's Frames.
+
+    spaced [B, L], or None for nowhere: the positions whose token must begin with a space.
 
     Each sequence has a key of its own, so that a sample does not depend on what is sampled beside it.
     """
     check(settings)
     solver, width = SOLVERS[settings.solver][0], model.config.model.embedding_dim
+    begin = jnp.asarray(templates.beginnings(model.tokenizer))
 
     def step(*arguments: Any) -> Any:
         return solver(*arguments, temperature=settings.score_temperature)
 
     @jax.jit
-    def run(params: Any, tokens: jax.Array, given: jax.Array, keys: jax.Array) -> Any:
+    def run(params: Any, tokens: jax.Array, given: jax.Array, keys: jax.Array, spaced: jax.Array | None = None) -> Any:
         batch, length = tokens.shape
         noise = settings.initial_noise_scale * jax.vmap(lambda key: jax.random.normal(key, (length, width)))(keys)
         if settings.guidance == 1:
@@ -96,6 +98,8 @@ def make_sampler(model: Model, settings: SampleConfig, candidates: int = 0) -> A
             tokens_twice, given_twice = (jnp.concatenate([a, a]) for a in (tokens, given))
             pair = denoise_of(model, params, tokens_twice, given_twice, jnp.arange(2 * batch) < batch)
             denoise = guidance.classifier_free(pair, settings.guidance)
+        if spaced is not None:
+            denoise = guidance.restricted(denoise, kernel.normalise(params["embeddings"]["table"]), spaced, begin)
         warp, step_key = warp_of(model, params), jax.random.fold_in(keys[0], 1)
         if candidates:
             return sampler.trajectory(denoise, warp, step, noise, given, step_key, settings.num_steps, candidates)
@@ -115,14 +119,15 @@ def generate(
     """num_samples sequences from a sampler of make_sampler. A template's text ends where the template ends."""
     if num_samples < 1:
         raise UserError(f"num_samples must be at least 1, not {num_samples}.")
-    tokens, given, used = layout(model, prompt, template)
+    tokens, given, used, spaced = layout(model, prompt, template)
     batch = min(num_samples, BATCH)
-    rows = [jnp.asarray(np.broadcast_to(a, (batch, model.length))) for a in (tokens, given)]
+    rows = [jnp.asarray(np.broadcast_to(a, (batch, model.length))) for a in (tokens, given, spaced)]
+    where = rows.pop() if spaced.any() else None
     sequences: list[np.ndarray] = []
     with progress(num_samples, "sampling") as bar:
         for start in range(0, num_samples, batch):
             began = time.monotonic()
-            sequences += list(np.asarray(run(model.params, *rows, keys_for(seed, start, batch))))
+            sequences += list(np.asarray(run(model.params, *rows, keys_for(seed, start, batch), where)))
             bar.update(min(start + batch, num_samples), f"{batch * model.length / (time.monotonic() - began):,.0f} tokens/s")
     return [
         Sample(
@@ -142,9 +147,10 @@ def trajectory(
     model: Model, settings: SampleConfig, seed: int, prompt: str | None, template: str | None, frames: int, candidates: int
 ) -> dict[str, Any]:
     """One sequence's path from noise to text as trajectory.json holds it: `frames` of its steps, with each position's likeliest candidates."""
-    tokens, given, used = layout(model, prompt, template)
+    tokens, given, used, spaced = layout(model, prompt, template)
     run = make_sampler(model, settings, candidates)
-    seen = run(model.params, jnp.asarray(tokens[None]), jnp.asarray(given[None]), keys_for(seed, 0, 1))
+    where = jnp.asarray(spaced[None]) if spaced.any() else None
+    seen = run(model.params, jnp.asarray(tokens[None]), jnp.asarray(given[None]), keys_for(seed, 0, 1), where)
     chosen = np.unique(np.linspace(0, settings.num_steps, frames).astype(int))
     final = np.where(given, tokens, np.asarray(seen.candidates[-1, 0, :, 0]))[:used]
     piece = model.tokenizer.piece

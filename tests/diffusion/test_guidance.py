@@ -55,3 +55,23 @@ def test_both_halves_are_fed_the_same() -> None:
     assert len(calls) == 1
     for argument, whole in zip(calls[0], (X, SIGMA, previous), strict=True):
         np.testing.assert_array_equal(argument, np.concatenate([whole, whole]))
+
+
+def test_a_restricted_token_has_the_posterior_given_the_restriction(world: Any) -> None:
+    """Bayes: the allowed tokens' probabilities over their sum, and x0 their mean; at other positions nothing changes."""
+    allowed = np.arange(len(world.table)) % 2 == 1
+    positions = np.zeros((B, L), bool)
+    positions[:, 2] = True
+
+    @jax.jit
+    def answers(x: Array) -> tuple[kernel.Denoised, kernel.Denoised]:
+        free = world.denoise(GIVEN, TOKENS)
+        return free(x, SIGMA, PREVIOUS), guidance.restricted(free, world.table, jnp.asarray(positions), jnp.asarray(allowed))(x, SIGMA, PREVIOUS)
+
+    free, bound = answers(X)
+    p = np.asarray(jax.nn.softmax(free.logits, axis=-1), np.float64)[:, 2] * allowed
+    p /= p.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(jax.nn.softmax(bound.logits, axis=-1)[:, 2], p, atol=1e-6)
+    np.testing.assert_allclose(bound.x0[:, 2], p @ np.asarray(world.table), atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(bound.x0)[~positions], np.asarray(free.x0)[~positions])
+    np.testing.assert_array_equal(np.asarray(bound.logits)[~positions], np.asarray(free.logits)[~positions])

@@ -27,7 +27,7 @@ def texts(samples: list[generate.Sample]) -> list[str]:
 @pytest.mark.parametrize("template", ["the [3] is [5]", "[2] red [9]", "[16]", "[4]", "rain fell on [2].", "[3][2]a [4]e"])
 def test_a_template_comes_back_token_for_token(template: str) -> None:
     model = tiny.overfitted()
-    tokens, given, used = generate.layout(model, None, template)
+    tokens, given, used, _ = generate.layout(model, None, template)
     pattern = re.sub(r"\[(\d+)\]", r".{\1}", template.replace(".", r"\."))
     for sample in run().sample(3, template=template, seed=5):
         assert len(sample.tokens) == len(sample.fixed) == used

@@ -59,7 +59,7 @@ def test_a_bracket_without_its_end(template: str) -> None:
 
 def encoded(template: str, length: int = 16, tokenizer: Any = CHAR) -> tuple[str, str, int]:
     """(the text with "?" for what is free, which are given as "x", used)."""
-    tokens, given, used = templates.encode(templates.parse(template), tokenizer, length, "template")
+    tokens, given, used, _ = templates.encode(templates.parse(template), tokenizer, length, "template")
     assert tokens.shape == given.shape == (length,) and tokens.dtype == np.int32 and given.dtype == bool
     text = "".join(tokenizer.piece(int(token)) if known else "?" for token, known in zip(tokens, given, strict=True))
     return text, "".join("x" if known else "." for known in given), used
@@ -82,12 +82,13 @@ def test_encode(template: str, expected: tuple[str, str, int]) -> None:
 
 
 def test_a_prompt_is_text_brackets_included() -> None:
-    tokens, given, used = templates.encode(["a [8] "], CHAR, 16, "prompt")
+    tokens, given, used, spaced = templates.encode(["a [8] "], CHAR, 16, "prompt")
     assert CHAR.decode(tokens[given].tolist()) == "a [8] " and given.tolist() == [True] * 6 + [False] * 10 and used == 6
+    assert not spaced.any()  # the space is there
 
 
 def test_an_empty_prompt_is_no_prompt() -> None:
-    _, given, _ = templates.encode([""], CHAR, 16, "prompt")
+    _, given, *_ = templates.encode([""], CHAR, 16, "prompt")
     assert not given.any()
 
 
@@ -116,7 +117,7 @@ def test_a_prompt_of_all_but_one_fits() -> None:
 
 
 def spelt(tokenizer: tokenizers.Tokenizer, parts: list[str | int], what: str) -> list[str]:
-    tokens, given, _ = templates.encode(parts, tokenizer, 32, what)
+    tokens, given, *_ = templates.encode(parts, tokenizer, 32, what)
     return [tokenizer.piece(int(token)) for token, known in zip(tokens, given, strict=True) if known]
 
 
@@ -124,6 +125,10 @@ def test_where_pieces_carry_spaces_a_blank_gets_the_one_before_it(pieces: tokeni
     """A piece of a lone space before a blank would be one that the model never saw there."""
     assert spelt(pieces, ["the cat ", 3], "template") == spelt(pieces, ["the cat", 3], "template")
     assert spelt(pieces, ["the cat "], "prompt") == spelt(pieces, ["the cat"], "prompt")
+    for parts, what in ((["the cat ", 3, " is"], "template"), (["the cat "], "prompt")):
+        _, given, _, spaced = templates.encode(parts, pieces, 32, what)
+        assert np.flatnonzero(spaced).tolist() == [int(np.argmin(given))]  # the first position that is not given
+    assert not templates.encode(["the cat", 3], pieces, 32, "template").spaced.any()
     assert "".join(spelt(pieces, [2, " is black"], "template")) == " is black"
 
 
@@ -140,6 +145,12 @@ def test_every_word_of_the_sentences_is_laid_out_without_loss(pieces: tokenizers
         words = sentence.split()
         parts: list[str | int] = [words[0], 2, " " + " ".join(words[1:])]
         assert "".join(spelt(pieces, parts, "template")).strip() == " ".join(words)
+
+
+def test_what_begins_with_a_space(pieces: tokenizers.Tokenizer) -> None:
+    begin = templates.beginnings(pieces)
+    assert begin.any() and all((pieces.piece(i)[0] == " " and len(pieces.piece(i)) > 1) == begin[i] for i in range(pieces.vocab_size))
+    assert not templates.beginnings(CHAR).any()
 
 
 def test_characters_keep_their_spaces() -> None:
