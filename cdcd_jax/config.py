@@ -123,11 +123,12 @@ class MeshConfig:
 class HostsConfig:
     """Deadlines, in seconds: a process that makes no progress for so long says where it hangs and leaves with the code that restarts it."""
 
-    start_seconds: float = 300.0  # to meet the other hosts, read the data and the checkpoint
+    meet_seconds: float = 300.0  # to meet the other hosts
+    start_seconds: float = 3600.0  # to read the text, and perhaps to train a tokenizer on it
     compile_seconds: float = 3600.0  # the first step, compilation included
     stall_seconds: float = 0.0  # any later step; 0: thirty times the measured step, but a minute at least
     evaluation_seconds: float = 1800.0  # a probe
-    save_seconds: float = 1800.0  # waiting for a checkpoint
+    save_seconds: float = 1800.0  # waiting for a checkpoint, or reading one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +219,7 @@ POSITIVE = (
     "diffusion.sigma_min diffusion.warp_bins diffusion.warp_learning_rate train.num_steps train.batch_size optim.learning_rate "
     "optim.embedding_learning_rate optim.muon_learning_rate checkpoint.every_steps checkpoint.keep_last log.every_steps log.probe_every_steps "
     "log.probe_sequences train.accumulation_steps mesh.fsdp mesh.tensor mesh.slices "
-    "hosts.start_seconds hosts.compile_seconds hosts.evaluation_seconds hosts.save_seconds "
+    "hosts.meet_seconds hosts.start_seconds hosts.compile_seconds hosts.evaluation_seconds hosts.save_seconds "
     "sample.num_steps sample.score_temperature sample.initial_noise_scale"
 ).split()
 FRACTIONS = (

@@ -154,6 +154,9 @@ CASES: dict[str, Case] = {
     "workdir under a file": (lambda p: p.train(p.corpus / "run"), "corpus.txt/run cannot be written (Not a directory)."),
     "workdir is a file": (lambda p: p.train(p.corpus), "corpus.txt cannot be written (Not a directory)."),
     "workdir that nobody may make": (lambda p: p.train("/proc/run"), "the workdir /proc/run cannot be written ("),
+    "fewer steps than are saved": (
+        lambda p: p.train(p.run, train__num_steps=10), "has a checkpoint of step 20, beyond train.num_steps = 10: give at least 20."
+    ),
     "lost checkpoints": (lambda p: p.train(p.without_checkpoint("lost")), "lost has saved step 20 but holds no checkpoint: put its"),
     "unreadable checkpoint": (
         lambda p: p.train(p.damaged("damaged_train"), train__num_steps=30), "damaged_train/checkpoints/20 is damaged (state/"

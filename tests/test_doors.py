@@ -1,6 +1,10 @@
 """What all doors share: parsing, exit codes, and one sentence for a mistake."""
 
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +12,7 @@ import pytest
 from cdcd_jax import doors
 from cdcd_jax.config import UserError
 from tests import forked
+from tests.forked import ROOT
 
 DEMO = "--config=configs/demo.py"
 
@@ -92,3 +97,16 @@ def test_the_forked_door_is_the_real_one(run_door):
     real = run_door("train", *args)
     assert (real.returncode, real.stdout, real.stderr) == tuple(forked.door("train", *args))
 
+
+
+@pytest.mark.parametrize("seconds", [1.0, 2.5])
+def test_ctrl_c_before_there_is_anything_to_save_ends_a_door_at_once(seconds, door_environment, tmp_path):
+    """Wherever it is: in an import, a compilation, the tokenizer's training."""
+    command = [sys.executable, "-m", "cdcd_jax.train", "--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", "--config.data.vocab_size=4000"]
+    process = subprocess.Popen(command, cwd=ROOT, env=door_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said == "interrupted.\n", said
+    assert time.monotonic() - began < 5

@@ -150,7 +150,7 @@ def test_a_coordinator_that_never_answers_is_named_after_a_bounded_wait(run_door
         door_environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
         began = time.monotonic()
         try:
-            ended = run_door("train", "--config=configs/demo.py", "--workdir=/nowhere/run", "--config.hosts.start_seconds=2")
+            ended = run_door("train", "--config=configs/demo.py", "--workdir=/nowhere/run", "--config.hosts.meet_seconds=2")
         finally:
             for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
                 del door_environment[name]
@@ -164,7 +164,7 @@ def test_processes_that_do_not_come_are_waited_for_a_bounded_time(run_door: Any,
         address = f"localhost:{free.getsockname()[1]}"
     door_environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
     try:
-        ended = run_door("train", "--config=configs/demo.py", "--workdir=/nowhere/run", "--config.hosts.start_seconds=3")
+        ended = run_door("train", "--config=configs/demo.py", "--workdir=/nowhere/run", "--config.hosts.meet_seconds=3")
     finally:
         for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
             del door_environment[name]

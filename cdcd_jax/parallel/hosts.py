@@ -90,6 +90,11 @@ def _called(index: int, host: str) -> str:
     return f"process {index} of {distributed.global_state.num_processes} on {host}"
 
 
+def meeting() -> bool:
+    """Whether this process still waits for the others to come."""
+    return bool(_waiting) and not _joined
+
+
 def waiting() -> str:
     """What this process waits for outside of JAX; empty when for nothing."""
     return _waiting
@@ -98,7 +103,7 @@ def waiting() -> str:
 def join(config: HostsConfig) -> None:
     """Meets the other processes, if a launcher says that there are any; before the first use of a device.
 
-    Raises UserError for settings that make no sense, and when the coordinator's address answers nobody within hosts.start_seconds.
+    Raises UserError for settings that make no sense, and when the coordinator's address answers nobody within hosts.meet_seconds.
     """
     global _joined, _waiting
     _watch_gpus(config)
@@ -115,13 +120,13 @@ def join(config: HostsConfig) -> None:
             return
         _waiting = f"the coordinator at {arguments['coordinator_address']} (process 0)"
         if arguments["process_id"] != 0:
-            _knock(arguments["coordinator_address"], 0.9 * config.start_seconds)  # before the start's deadline
+            _knock(arguments["coordinator_address"], 0.9 * config.meet_seconds)  # before the watch's deadline
         _waiting = f"all {arguments['num_processes']} processes to meet at {arguments['coordinator_address']}"
     _leave_when_aborted(arguments.get("coordinator_address", "the coordinator's address"))
     # Deaths are noticed and told here, not by JAX, which would end the others with an abort and no word of who is to blame.
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", False)
-    patience = int(config.start_seconds) + 60  # the start's deadline comes first
+    patience = int(config.meet_seconds) + 60  # the watch's deadline comes first
     jax.distributed.initialize(**arguments, initialization_timeout=patience, heartbeat_timeout_seconds=3600, shutdown_timeout_seconds=60)
     _waiting, _joined = "", True
 
@@ -149,7 +154,7 @@ def _knock(address: str, seconds: float) -> None:
             time.sleep(0.2)
     raise UserError(
         f"the coordinator at {address} did not answer for {seconds:.1f} s ({reason}): start process 0 there, or mend {EXPLICIT[0]}; "
-        "hosts.start_seconds is how long to wait."
+        "hosts.meet_seconds is how long to wait."
     )
 
 

@@ -64,6 +64,8 @@ class Watch:
     def deadline(self, phase: str) -> float:
         """How many seconds a phase may last without progress."""
         c = self._config
+        if hosts.meeting():
+            return c.meet_seconds
         if phase in WORKING:
             step = self._clock.step_seconds
             return c.stall_seconds or (max(60.0, 30.0 * step) if step is not None else c.compile_seconds)
