@@ -22,7 +22,9 @@ def main() -> int:
     config, workdir = from_dict(CONFIG.value), files.locate(WORKDIR.value)
     with Watch(config.hosts) as clock:
         try:
-            return hosts.depart(train(config, workdir, clock, GO_BACK_TO.value))
+            code = train(config, workdir, clock, GO_BACK_TO.value)
+            clock.enter("checkpoint")  # the others may still save
+            return hosts.depart(code)
         except files.failures() as error:  # a full disk, or a folder or bucket that may not be written any more
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)  # a write to an open file does not name it
             named = getattr(error, "filename", None) or ""

@@ -105,6 +105,7 @@ verdict() {
 restarts=0
 while :; do
   run_all "$@"
+  [[ -n $stopping ]] && forward "$stopping" # it came while they were being started
   collect
   code=$(verdict)
   echo "processes ended with ${codes[*]}" >&2

@@ -57,22 +57,34 @@ class Job:
         path = self.folder / f"{self.workdir.name}.{index}.log"
         return path.read_text() if path.exists() else ""
 
-    def start(self, count: int, extra: dict[int, list[str]] | None = None) -> list[BaseProcess]:
+    def saved(self) -> int:
+        """The newest checkpoint that counts; 0 if there is none."""
+        names = {path.name for path in (self.workdir / "checkpoints").glob("*")}
+        return max((int(name) for name in names if name.isdigit() and f"{name}.unfinished" not in names), default=0)
+
+    def start(self, count: int, extra: dict[int, list[str]] | None = None, homes: bool = False) -> list[BaseProcess]:
         """The processes, just started."""
         port = portpicker.pick_unused_port()
         begun = []
         for index in range(count):
             environment = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
             streams = [os.devnull, str(self.folder / f"{self.workdir.name}.{index}.log")]
+            if homes:
+                environment["HOME"] = str(self.folder / f"home{index}")
             flags = [*self.flags, *(extra or {}).get(index, [])]
             begun.append(forked.begin("train", flags, streams, self.settings, environment if count > 1 else {}))
         return begun
 
     def live(
-        self, count: int, signals: dict[int, signal.Signals] | None = None, when: Callable[[], bool] = lambda: True, extra: Any = None
+        self,
+        count: int,
+        signals: dict[int, signal.Signals] | None = None,
+        when: Callable[[], bool] = lambda: True,
+        extra: dict[int, list[str]] | None = None,
+        homes: bool = False,
     ) -> Ended:
         """One life of the processes, some of which get a signal when `when` says so; a stopped one is let go on when the others have left."""
-        processes = self.start(count, extra)
+        processes = self.start(count, extra, homes)
         began = time.monotonic()
         try:
             while signals and not when():

@@ -100,11 +100,22 @@ def test_all_leave_and_nothing_is_lost(folder: pathlib.Path, two: Job, number: s
         assert f"process {victim}" in last and "75" in last, told
     if number == signal.SIGSTOP:
         assert "Thread 0x" in ended.logs[1 - victim] and "hosts last seen" in ended.logs[1 - victim], told
+    saved = job.saved()
     again = job.live(2)
     assert again.codes == [0, 0], again.logs
+    assert f"going on from step {saved} of" in again.logs[0] if saved else "going on" not in again.logs[0], (saved, again.logs)
     np.testing.assert_array_equal(losses(job), losses(two))
     assert [line["step"] for line in job.lines("telemetry.jsonl")] == [PROBE, STEPS]
     assert job.lines("telemetry.jsonl")[-1] == two.lines("telemetry.jsonl")[-1]
+
+
+@pytest.mark.parametrize("axis", ["tensor", "fsdp"])
+def test_an_axis_between_processes_changes_nothing(folder: pathlib.Path, unbroken: Job, axis: str) -> None:
+    """Tensor parallelism between processes: both must read the same rows. FSDP: the state is spread over both."""
+    job = Job(folder, axis, CHANGES | {f"mesh.{axis}": 2, "train.num_steps": 20})
+    ended = job.live(2)
+    assert ended.codes == [0, 0], ended.logs
+    np.testing.assert_allclose([line["loss"] for line in job.lines()][:10], losses(unbroken)[:10], rtol=1e-5)
 
 
 def test_a_run_moves_between_one_and_two_processes(folder: pathlib.Path, unbroken: Job) -> None:
@@ -112,8 +123,19 @@ def test_a_run_moves_between_one_and_two_processes(folder: pathlib.Path, unbroke
     for count, moment in ((1, 6), (2, 17), (1, 0)):
         ended = job.live(count, {0: signal.SIGTERM} if moment else None, lambda moment=moment: job.reached() >= moment)
         assert ended.codes == [75 if moment else 0] * count, ended.logs
+        assert job.saved() >= moment
     np.testing.assert_allclose(losses(job)[:20], losses(unbroken)[:20], rtol=1e-5)
     np.testing.assert_allclose(losses(job), losses(unbroken), rtol=1e-3)
+
+
+def test_two_hosts_with_two_texts_do_not_train(folder: pathlib.Path) -> None:
+    job = Job(folder, "texts", CHANGES | {"data.source": "~/corpus.txt"})
+    for index in range(2):
+        (folder / f"home{index}").mkdir()
+        (folder / f"home{index}" / "corpus.txt").write_text(tiny.corpus(400 + index))
+    ended = job.live(2, homes=True)
+    assert ended.codes == [2, 2], ended.logs
+    assert "process 1 of 2" in ended.logs[0] and "has the text = " in ended.logs[0].rstrip().splitlines()[-1], ended.logs
 
 
 def test_a_mistake_on_one_host_ends_all_and_names_both(folder: pathlib.Path) -> None:

@@ -101,7 +101,7 @@ def test_a_killed_process_does_not_end_the_run(tmp_path: pathlib.Path, door_envi
             while job.reached() < 25:
                 assert launcher.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
                 time.sleep(0.005)
-            found = subprocess.run(["pgrep", "-f", f"-m cdcd_jax.train.*{job.workdir}"], capture_output=True, text=True, check=True)
+            found = subprocess.run(["pgrep", "-f", "--", f"-m cdcd_jax.train.*{job.workdir}"], capture_output=True, text=True, check=True)
             os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)  # the last one started
             code = launcher.wait(200)
         finally:

@@ -1,6 +1,8 @@
 """The clock without gaps, the deadlines of each phase, and what a launcher's settings must be; the processes themselves are in test_hosts.py."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import pytest
 
 from cdcd_jax.config import HostsConfig, UserError
@@ -88,7 +91,11 @@ def test_each_phase_has_a_deadline_of_its_own(tick: Callable[[float], None]) -> 
     tick(60)
     clock.finished(5)
     assert watch.deadline("step") == pytest.approx(30 * 60.3 / 4)
-    assert Watch(HostsConfig(stall_seconds=7.0)).deadline("step") == 7
+    stalls = Watch(HostsConfig(stall_seconds=7.0, compile_seconds=50.0))
+    assert stalls.deadline("data") == 50  # the first batch may be as slow as the first step
+    stalls._clock.finished(1)
+    assert stalls.deadline("data") == stalls.deadline("step") == 7
+    assert stalls.silence("step") == 10 * hosts.INTERVAL and Watch(HostsConfig(stall_seconds=30.0)).silence("evaluation") == 30
 
 
 STALLS = """
@@ -122,8 +129,35 @@ def test_a_process_that_stands_still_leaves_with_75_and_says_where(phase: str, s
 def test_one_process_alone_has_nobody_to_ask() -> None:
     assert not hosts.several() and hosts.first() and hosts.name() == "this process"
     assert hosts.largest(3) == 3 and hosts.depart(75) == 75
-    hosts.compare({"a": 1})
+    hosts.compare("start", {"a": 1})
     hosts.barrier("anything")
+
+
+def test_another_version_of_the_code_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        def blocking_key_value_get(self, key: str, timeout: int) -> str:
+            return json.dumps({"host": "a", "values": {"x": "1", "the code": "0123", "jax": jax.__version__}})
+
+    monkeypatch.setattr(hosts, "_joined", True)
+    monkeypatch.setattr(hosts, "_index", lambda: 1)
+    monkeypatch.setattr(hosts, "_client", Client)
+    monkeypatch.setattr(hosts, "name", lambda: "process 1 of 2 on b")
+    with pytest.raises(UserError) as error:
+        hosts.compare("start", {"x": 1})
+    assert str(error.value).startswith(f"process 1 of 2 on b has the code = {hosts.code_version()}, but process 0 on a has 0123: ")
+
+
+def test_a_process_that_was_stopped_and_goes_on_is_not_stalled() -> None:
+    """Ctrl-Z and fg: the time that it stood still is nobody's."""
+    code = "import time\nfrom cdcd_jax.config import HostsConfig\nfrom cdcd_jax.parallel.watch import Watch\n" \
+        "with Watch(HostsConfig(start_seconds=4.0)):\n    print('in', flush=True)\n    time.sleep(1)\nprint('out')\n"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "in\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(8)
+    process.send_signal(signal.SIGCONT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and said == "out\n", errors
 
 
 @pytest.mark.parametrize(

@@ -122,12 +122,12 @@ def generate(
     tokens, given, used, spaced = layout(model, prompt, template)
     batch = min(num_samples, BATCH)
     rows = [jnp.asarray(np.broadcast_to(a, (batch, model.length))) for a in (tokens, given, spaced)]
-    where = rows.pop() if spaced.any() else None
+    where = rows[2] if spaced.any() else None
     sequences: list[np.ndarray] = []
     with progress(num_samples, "sampling") as bar:
         for start in range(0, num_samples, batch):
             began = time.monotonic()
-            sequences += list(np.asarray(run(model.params, *rows, keys_for(seed, start, batch), where)))
+            sequences += list(np.asarray(run(model.params, *rows[:2], keys_for(seed, start, batch), where)))
             bar.update(min(start + batch, num_samples), f"{batch * model.length / (time.monotonic() - began):,.0f} tokens/s")
     return [
         Sample(

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cdcd_jax.config import AGAIN, HostsConfig, UserError
+from cdcd_jax.config import AGAIN, HostsConfig, UserError, sentence
 
 INTERVAL = 1.0  # seconds between two signs of life
 LISTEN = "CDCD_MULTIHOST"  # 1: let JAX find out from the platform (TPU pods, GKE, SLURM, MPI) who the processes are
@@ -127,7 +127,13 @@ def join(config: HostsConfig) -> None:
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", False)
     patience = int(config.meet_seconds) + 60  # the watch's deadline comes first
-    jax.distributed.initialize(**arguments, initialization_timeout=patience, heartbeat_timeout_seconds=3600, shutdown_timeout_seconds=60)
+    try:
+        jax.distributed.initialize(**arguments, initialization_timeout=patience, heartbeat_timeout_seconds=3600, shutdown_timeout_seconds=60)
+    except RuntimeError as error:  # a port that the life before still holds, say
+        place = arguments.get("coordinator_address", "their coordinator")
+        leave(AGAIN, f"the processes cannot meet at {place} ({sentence(error)[:200]}); leaving with {AGAIN}, to be started again.")
+    except ValueError as error:
+        raise UserError(f"{LISTEN}=1, but JAX finds no job here that it knows ({sentence(error)}): set {', '.join(EXPLICIT)} instead.") from error
     _waiting, _joined = "", True
 
 
@@ -182,22 +188,22 @@ def _watch_gpus(config: HostsConfig) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_execution_terminate_timeout={seconds}s".strip()
 
 
-def compare(values: dict[str, Any]) -> None:
-    """Raises UserError where this process was started with other values (config keys, versions) than process 0; returns when all have compared."""
+def compare(about: str, values: dict[str, Any]) -> None:
+    """Raises UserError where this process has other values (config keys, versions) than process 0; returns when all have compared."""
     if not several():
         return
     mine = {key: str(value) for key, value in (values | {"the code": code_version(), "jax": jax.__version__}).items()}
     if _index() == 0:
-        _client().key_value_set("cdcd/values", json.dumps({"host": socket.gethostname(), "values": mine}))
+        _client().key_value_set(f"cdcd/values/{about}", json.dumps({"host": socket.gethostname(), "values": mine}))
     else:
-        first = json.loads(_client().blocking_key_value_get("cdcd/values", 24 * 3600 * 1000))
+        first = json.loads(_client().blocking_key_value_get(f"cdcd/values/{about}", 24 * 3600 * 1000))
         for key in sorted(mine.keys() | first["values"].keys()):
             here, there = mine.get(key, "absent"), first["values"].get(key, "absent")
             if here != there:
                 raise UserError(
-                    f"{name()} has {key} = {here}, but process 0 on {first['host']} has {there}: start all processes with the same config and code."
+                    f"{name()} has {key} = {here}, but process 0 on {first['host']} has {there}: all processes must be started alike."
                 )
-    barrier("compared")
+    barrier(f"compared: {about}")
 
 
 def code_version() -> str:
@@ -310,6 +316,8 @@ def leave(code: int, text: str, tell: bool = True) -> NoReturn:
     """Ends this process at once, from any thread, with a last line on stderr; the others are told first and leave with the same code."""
     if not _leaving.acquire(blocking=False):
         threading.Event().wait()  # another thread of this process is at it, with a better reason
+    if not tell and several() and first():
+        time.sleep(2.0 * INTERVAL)  # the others must hear of it as well, and the store goes with this process
     if tell and several():
         told = threading.Thread(target=_tell, args=(code, text), daemon=True)
         told.start()
@@ -319,9 +327,9 @@ def leave(code: int, text: str, tell: bool = True) -> NoReturn:
 
 
 def _tell(code: int, text: str) -> None:
-    sentence = text.rstrip().rpartition("\n")[2].removeprefix("error: ")
+    last = text.rstrip().rpartition("\n")[2].removeprefix("error: ")
     try:
-        _client().key_value_set(f"cdcd/failed/{_index()}", json.dumps({"name": name(), "code": code, "sentence": sentence}), allow_overwrite=True)
+        _client().key_value_set(f"cdcd/failed/{_index()}", json.dumps({"name": name(), "code": code, "sentence": last}), allow_overwrite=True)
     except jax.errors.JaxRuntimeError:
         return  # nobody to tell
     if _index() == 0:

@@ -69,6 +69,23 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def rows_of(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+    """(i, n): this process's devices need the i-th of n equal parts of the batch. Processes between which only the tensor axis runs need the same.
+
+    Raises UserError where they need rows that are not one part.
+    """
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    wanted = sorted({rows[0].indices(batch_size)[:2] for rows in indices if rows is not None})
+    start, count = wanted[0][0], sum(stop - first for first, stop in wanted)
+    if wanted[-1][1] - start != count or start % count or batch_size % count:
+        shape = " x ".join(str(mesh.shape[axis]) for axis in AXES)
+        raise UserError(
+            f"with mesh.data x fsdp x tensor = {shape} a process's devices need rows {wanted} of the batch, "
+            "which are not one of equal parts: let the tensor axis divide the devices of a process, or be a multiple of them."
+        )
+    return start // count, batch_size // count
+
+
 def constrain(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
     """A function that says of an activation, and returns it: this lies as `sharding` does, say by rows over the devices as the batch does.
 

@@ -64,42 +64,53 @@ class Watch:
     def deadline(self, phase: str) -> float:
         """How many seconds a phase may last without progress."""
         c = self._config
-        if hosts.meeting():
-            return c.meet_seconds
-        if phase in WORKING:
+        if phase in WORKING and self._clock.steps:
             step = self._clock.step_seconds
             return c.stall_seconds or (max(60.0, 30.0 * step) if step is not None else c.compile_seconds)
-        other = {"start": c.start_seconds, "compile": c.compile_seconds, "evaluation": c.evaluation_seconds, "checkpoint": c.save_seconds}
-        return other[phase]
+        return getattr(c, self._key(phase))
+
+    def _key(self, phase: str) -> str:
+        """The key of config.hosts that bounds a phase."""
+        if hosts.meeting():
+            return "meet_seconds"
+        if phase in WORKING:
+            return "stall_seconds" if self._clock.steps else "compile_seconds"  # before the first step, data may be as slow
+        return {"start": "start_seconds", "compile": "compile_seconds", "evaluation": "evaluation_seconds", "checkpoint": "save_seconds"}[phase]
 
     def silence(self, phase: str) -> float:
         """How many seconds a process that was in this phase may give no sign of life. Only while it starts may a call hold Python's lock for long."""
-        return self.deadline(phase) if phase == "start" else self._config.stall_seconds or 60.0
+        return self.deadline(phase) if phase == "start" else max(10.0 * hosts.INTERVAL, self._config.stall_seconds or 60.0)
 
     def _deadlines(self) -> None:
+        looked = time.monotonic()
         while not self._closed.wait(TICK):
+            late, looked = time.monotonic() - looked > TICK + 5.0, time.monotonic()
             phase, lasted = self._clock.now
-            silent = time.monotonic() - self._heard
+            if late:  # the whole process was stopped, by Ctrl-Z or a debugger, and goes on: its time begins anew
+                self._clock.enter(phase)
+                self._heard = looked if self._heard else 0.0
+                self._signs.clear()
+                continue
+            silent = looked - self._heard
             if self._heard and silent > self.silence(phase):
-                self._leave(phase, lasted, hosts.last_seen())
+                self._leave(f"process 0, which holds what all tell each other, has not answered for {silent:.0f} s", hosts.last_seen())
             if lasted <= self.deadline(phase):
                 continue
             seen = hosts.last_seen() if hosts.several() else []
-            if phase in WORKING and any(host.alive and host.phase not in WORKING and host.lasted <= self.deadline(host.phase) for host in seen):
-                continue  # this one waits for another, which compiles, evaluates or saves in its own time
+            looked = time.monotonic()
+            if phase in WORKING and any(host.alive and host.lasted <= self.deadline(host.phase) for host in seen):
+                continue  # this one waits for another, which compiles, evaluates or saves in its own time, or has just come back from there
             if self._clock.now[0] == phase and self._clock.now[1] > lasted and not self._closed.is_set():
-                self._leave(phase, self._clock.now[1], seen)
+                waiting = f", waiting for {hosts.waiting()}" if hosts.waiting() else ""
+                limit = f"its deadline, hosts.{self._key(phase)}, is {self.deadline(phase):.0f} s"
+                self._leave(f"{hosts.name()} made no progress for {self._clock.now[1]:.0f} s (phase {phase}{waiting}; {limit})", seen)
 
-    def _leave(self, phase: str, lasted: float, seen: list[hosts.Seen]) -> None:
+    def _leave(self, why: str, seen: list[hosts.Seen]) -> None:
         faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
         lines = ["hosts last seen:", *(f"  {host.line()}" for host in seen)] if seen else []
         silent = [host.name for host in seen if not host.alive]
         culprit = f"; no sign of {', '.join(silent)} any more" if silent else ""
-        waiting = f", waiting for {hosts.waiting()}" if hosts.waiting() else ""
-        lines.append(
-            f"stalled: {hosts.name()} made no progress for {lasted:.0f} s (phase {phase}{waiting}; its deadline is {self.deadline(phase):.0f} s); "
-            f"the last finished step is {self._clock.step:,}{culprit}; leaving with {AGAIN}, to be started again."
-        )
+        lines.append(f"stalled: {why}; the last finished step is {self._clock.step:,}{culprit}; leaving with {AGAIN}, to be started again.")
         hosts.leave(AGAIN, "\n".join(lines))
 
     def _news(self) -> None:
@@ -118,4 +129,4 @@ class Watch:
                 if sign["time"] != given:
                     self._signs[index] = (sign["time"], self._heard)
                 elif self._heard - since > self.silence(sign["phase"]):
-                    self._leave(phase, lasted, hosts.last_seen())
+                    self._leave(f"process {index} has given no sign of life for {self._heard - since:.0f} s", hosts.last_seen())

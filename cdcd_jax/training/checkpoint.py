@@ -30,7 +30,7 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.Path, config: CheckpointConfig):
         """Removes what saves that were cut short have left. Raises UserError where that is impossible."""
-        self.directory, self.config = _directory(workdir), config
+        self.workdir, self.directory, self.config = workdir, _directory(workdir), config
         self._handlers = {part: ocp.StandardCheckpointHandler() for part in PARTS}
         self._pool = ThreadPoolExecutor(2, "checkpoint")  # one for the save under way, one for what it tries
         self._saving: Future[str] | None = None
@@ -114,9 +114,7 @@ class Checkpoints:
         step = self.latest_step() if step is None else step
         if step is None:
             raise UserError(f"there is no checkpoint in {self.directory}: train first.")
-        # One process reads all files through; the others learn what it found.
-        if said := agree("verify", steps.damage(self.directory, step) if jax.process_index() == 0 else ""):
-            raise UserError(said)
+        check_sealed(self.workdir, step)  # one process reads all files through; the others learn what it found
         folder = self.directory / str(step)
         try:
             _check(folder, abstract)
@@ -187,6 +185,12 @@ def newest_step(workdir: epath.Path) -> int | None:
     """The newest complete step of a run, or None."""
     there = listed(workdir)
     return there[-1] if there else None
+
+
+def check_sealed(workdir: epath.Path, step: int) -> None:
+    """Raises UserError, as `Checkpoints.restore` does, if a file of the step is damaged. Where there are several processes, all call it."""
+    if said := agree("verify", steps.damage(_directory(workdir), step) if jax.process_index() == 0 else ""):
+        raise UserError(said)
 
 
 def step_to_go_back_to(workdir: epath.Path, step: int) -> int | None:

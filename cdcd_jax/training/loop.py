@@ -18,10 +18,10 @@ from cdcd_jax.config import DONE, Config, UserError, to_json
 from cdcd_jax.data import files, pipeline, tokenizers
 from cdcd_jax.parallel import hosts
 from cdcd_jax.parallel.clock import Clock
-from cdcd_jax.parallel.mesh import batch_sharding, constrain, make_mesh
+from cdcd_jax.parallel.mesh import batch_sharding, constrain, make_mesh, rows_of
 from cdcd_jax.parallel.sharding import shardings
 from cdcd_jax.training import goodput, telemetry, workdir
-from cdcd_jax.training.checkpoint import Checkpoints, newest_step, step_to_go_back_to
+from cdcd_jax.training.checkpoint import Checkpoints, check_sealed, newest_step, step_to_go_back_to
 from cdcd_jax.training.journal import Journal
 from cdcd_jax.training.lock import locked
 from cdcd_jax.training.optim import factor
@@ -41,7 +41,7 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
     stop = Stop()
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.listening())
-        hosts.compare(workdir.flat(dataclasses.asdict(config)) | {"--workdir": directory.as_posix()})
+        hosts.compare("start", workdir.flat(dataclasses.asdict(config)) | {"--workdir": directory.as_posix(), "--go_back_to": go_back_to})
         first = hosts.first()
         mesh = make_mesh(config)
         there, still_ours = True, never
@@ -51,12 +51,15 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
         else:
             hosts.barrier("the workdir is there")
         corpus = pipeline.load_corpus(config.data, tokenizers.load(directory / "tokenizer") if there else None)
-        batches = pipeline.batches(
-            corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, jax.process_index(), jax.process_count()
-        )
+        # What all train on must be one text, read alike on all hosts.
+        hosts.compare("text", {"the text": corpus.fingerprint, "the tokenizer": corpus.tokenizer.fingerprint})
+        part, parts = rows_of(mesh, config.train.batch_size)
+        batches = pipeline.batches(corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, part, parts)
         stack.callback(batches.close)
         if first:
             if not there:
+                if go_back_to is not None:
+                    raise UserError(f"--go_back_to={go_back_to} names no checkpoint of {directory}: there is none.")
                 workdir.write(directory, config, corpus.tokenizer)
             hosts.barrier("the workdir is there")
         newest = newest_step(directory)
@@ -69,7 +72,9 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
                 f"{directory} has a checkpoint of step {saved:,}, beyond train.num_steps = {config.train.num_steps:,}: give at least {saved:,}."
             )
         probed = workdir.last_step(directory / "telemetry.jsonl") if first else 0
-        if saved == config.train.num_steps and int(hosts.largest(probed)) >= saved:
+        if saved == config.train.num_steps and back is None and int(hosts.largest(probed)) >= saved:
+            with clock.phase("checkpoint"):
+                check_sealed(directory, saved)
             if first:
                 console.print(f"{directory} is complete: {saved:,} steps of {config.train.num_steps:,} are done.", soft_wrap=True)
             return DONE
@@ -130,6 +135,7 @@ class Loop:
         self.still_ours = still_ours
         self.first = hosts.first()
         self.sharding: NamedSharding = batch_sharding(mesh)
+        self.batch_shape = (config.train.batch_size, config.data.sequence_length)
         self.characters_per_token = corpus.valid_characters / len(corpus.valid)
         windows = pipeline.windows(corpus.valid, config.data.sequence_length)
         chosen = np.linspace(0, len(windows) - 1, min(config.log.probe_sequences, len(windows))).astype(int)
@@ -177,7 +183,7 @@ class Loop:
             for done in range(start + 1, steps + 1) if not code else ():
                 with self.clock.phase("data"):
                     rows = next(batches)["tokens"]
-                state, metrics = step(state, jax.make_array_from_process_local_data(self.sharding, rows))
+                state, metrics = step(state, jax.make_array_from_process_local_data(self.sharding, rows, self.batch_shape))
                 # Wait for the step before, not for this one: the device always has a step to do. The hosts agree in the same rhythm.
                 if before is not None:
                     self.finish(done - 1, before)
@@ -199,8 +205,8 @@ class Loop:
                         code = int(hosts.largest(stop.code))
                         self.save(done, state, batches.get_state())
                         break
-            with self.clock.phase("checkpoint"):
-                self.checkpoints.finish()
+            self.clock.enter("checkpoint")  # and for all that is closed from here on
+            self.checkpoints.finish()
             self.look_at_saves(done)
         if code:
             if self.first:
@@ -235,7 +241,8 @@ class Loop:
         values = {name: float(value) for name, value in metrics.items()}
         self.clock.finished(step)
         if not all(map(math.isfinite, values.values())):
-            self.checkpoints.wait()
+            with self.clock.phase("checkpoint"):
+                self.checkpoints.wait()
             saved = self.checkpoints.latest_step()
             what = "loss" if not math.isfinite(values["loss"]) else "gradient"
             there = f"the last checkpoint is step {saved}" if saved is not None else "nothing is saved yet"

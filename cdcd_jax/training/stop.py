@@ -40,9 +40,11 @@ class Stop:
         interrupts.disarm()
 
     def _leave(self, number: int, frame: Any) -> None:
+        for other in self.CODES:  # a launcher may repeat itself, and this handler must not begin twice
+            signal.signal(other, signal.SIG_IGN)
         hosts.leave(AGAIN, f"{hosts.name()} was told to stop before its first step; there was nothing to save.")
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.code:
+        if self.code and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.code = self.CODES[signal.Signals(number)]
+        self.code = self.code or self.CODES[signal.Signals(number)]

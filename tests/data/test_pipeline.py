@@ -183,6 +183,6 @@ def test_parts_too_short_for_a_sequence(config):
     assert "the held-out part" in refused(valid_fraction=0.0)
     assert "the training part" in refused(valid_fraction=1.0)
     tokens = len(pipeline.load_corpus(dataclasses.replace(config, tokenizer="char")).valid)
-    assert f"has {tokens} tokens" in refused(sequence_length=tokens + 1)
+    assert f"has {tokens} bytes" in refused(sequence_length=tokens + 1)
     with pytest.raises(UserError, match="lacks the characters"):
         pipeline.load_corpus(config, tokenizers.CharTokenizer("abc"))
