@@ -48,20 +48,22 @@ def arrange(devices: Sequence[Any], shape: tuple[int, int, int], slices: int) ->
     A slice of TPUs is what the TPUs call one, and the links within it decide which device goes where. Other devices' slices are groups of equally
     many hosts, or of NVLink domains where the devices name theirs, in order. Raises UserError where the devices do not make that many slices.
     """
-    tpu = devices[0].platform == "tpu"
+    if devices[0].platform == "tpu":
+        number = len({getattr(device, "slice_index", 0) for device in devices})  # a TPU that knows of one slice alone may not name it
+        if number != slices:
+            raise UserError(f"mesh.slices = {slices}, but the number of slices that the devices lie in is {number}.")
+        if slices == 1:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+        return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
     domain = "slice_index" if hasattr(devices[0], "slice_index") else "process_index"
     found = Counter(getattr(device, domain) for device in devices)
-    if tpu and len(found) != slices:
-        raise UserError(f"mesh.slices = {slices}, but the devices lie in {len(found)} slices.")
     if len(found) % slices:
         kind = "NVLink domains" if domain == "slice_index" else "processes"
         raise UserError(f"mesh.slices = {slices} does not divide the {len(found)} {kind} that the slices are groups of.")
     if slices > 1 and len(set(found.values())) > 1:
         raise UserError(f"mesh.slices = {slices} takes slices of one size, but the devices come in groups of {sorted(set(found.values()))}.")
-    if not tpu:
-        return np.array(sorted(devices, key=lambda device: (getattr(device, domain), device.id))).reshape(shape)
-    data, fsdp, tensor = shape
-    return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True)
+    return np.array(sorted(devices, key=lambda device: (getattr(device, domain), device.id))).reshape(shape)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -78,6 +78,12 @@ def fit(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     return P(*(axes if len(axes) > 1 else axes[0] if axes else None for axes in kept))
 
 
+def gathered(sharding: NamedSharding) -> NamedSharding:
+    """Where an array lies once FSDP's parts of it are put together."""
+    kept = [tuple(axis for axis in (entry if isinstance(entry, tuple) else (entry,)) if axis != "fsdp") for entry in sharding.spec]
+    return NamedSharding(sharding.mesh, P(*(axes if len(axes) > 1 else axes[0] if axes else None for axes in kept)))
+
+
 def shardings(config: Config, abstract: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A NamedSharding for each leaf of the config's training state, a pytree of arrays or jax.ShapeDtypeStruct.
 

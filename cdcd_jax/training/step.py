@@ -13,6 +13,7 @@ from cdcd_jax.config import Config
 from cdcd_jax.diffusion.warp import Warp
 from cdcd_jax.model.layers import Constrain, anywhere
 from cdcd_jax.parallel.mesh import constrain
+from cdcd_jax.parallel.sharding import gathered
 from cdcd_jax.training.loss import Apply, Examples, draw, loss, make_warp
 from cdcd_jax.training.optim import make_optimizer, model_norm
 from cdcd_jax.training.state import TRAIN_STREAM, TrainState, make_network, stream_key
@@ -50,8 +51,13 @@ def gradient(
 ) -> tuple[Any, dict[str, Array]]:
     """The gradient of the loss, sharded as the parameters are, and the metrics: in train.accumulation_steps parts, one after the other, summed."""
 
+    def part_loss(params: Any, part: Examples) -> tuple[Array, dict[str, Array]]:
+        # Gathered once for all its uses. Left in parts, the gradient of looking up tokens would gather the rows of the whole batch instead.
+        table = constrain(gathered(shardings["embeddings"]["table"]))(params["embeddings"]["table"])
+        return loss(params | {"embeddings": {"table": table}}, sampling_warp, log_prior, batch, part, config, apply)
+
     def of(part: Examples) -> tuple[Any, dict[str, Array]]:
-        found, metrics = jax.grad(loss, has_aux=True)(params, sampling_warp, log_prior, batch, part, config, apply)
+        found, metrics = jax.grad(part_loss, has_aux=True)(params, part)
         return jax.lax.with_sharding_constraint(found, shardings), metrics
 
     count = config.train.accumulation_steps

@@ -125,15 +125,26 @@ def test_only_the_data_axis_runs_between_tpu_slices(shape: tuple[int, int, int])
     assert [{device.slice_index for device in block.flat} for block in blocks] == [{0}, {1}, {2}, {3}]
 
 
-def test_one_tpu_slice_needs_no_word() -> None:
-    assert {device.id for device in arrange(pods(1), (2, 4, 1), slices=1).flat} == set(range(8))
+@dataclasses.dataclass(frozen=True)
+class Lone(Tpu):
+    """A chip that does not name its slice, as in a description of one slice."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "slice_index":
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("kind", [Tpu, Lone])
+def test_one_tpu_slice_needs_no_word(kind: type[Tpu]) -> None:
+    assert {device.id for device in arrange([kind(id, 0) for id in range(8)], (2, 4, 1), slices=1).flat} == set(range(8))
 
 
 @pytest.mark.parametrize(
     "devices, slices, said",
     [
-        (pods(2), 1, "mesh.slices = 1, but the devices lie in 2 slices."),
-        (pods(2), 4, "mesh.slices = 4, but the devices lie in 2 slices."),
+        (pods(2), 1, "mesh.slices = 1, but the number of slices that the devices lie in is 2."),
+        (pods(2), 4, "mesh.slices = 4, but the number of slices that the devices lie in is 2."),
         (hosts(3, 4), 2, "mesh.slices = 2 does not divide the 3 processes that the slices are groups of."),
         (hosts(1, 8), 2, "mesh.slices = 2 does not divide the 1 processes that the slices are groups of."),
         ([Gpu(id, id, slice_index=id) for id in range(3)], 2, "mesh.slices = 2 does not divide the 3 NVLink domains that the slices are groups of."),

@@ -130,3 +130,10 @@ def test_a_device_holds_its_share_of_the_state_and_hardly_more(name: str, vocab_
     total = sum(leaf.size * leaf.dtype.itemsize for leaf, _ in placed)
     held = sum(math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in placed)
     assert total / math.prod(shape) <= held <= 1.1 * total / math.prod(shape)
+
+
+@pytest.mark.parametrize(
+    "spec, expected", [(P(("tensor", "fsdp"), None), P("tensor", None)), (P(None, "fsdp"), P(None, None)), (P("tensor", "fsdp"), P("tensor", None))]
+)
+def test_gathered_leaves_tensor_parallelism(spec: P, expected: P) -> None:
+    assert sharding.gathered(jax.sharding.NamedSharding(mesh(1, 2, 4), spec)).spec == expected
