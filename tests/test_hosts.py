@@ -109,13 +109,13 @@ def test_all_leave_and_nothing_is_lost(folder: pathlib.Path, two: Job, number: s
     assert job.lines("telemetry.jsonl")[-1] == two.lines("telemetry.jsonl")[-1]
 
 
-@pytest.mark.parametrize("axis", ["tensor", "fsdp"])
+@pytest.mark.parametrize("axis", ["tensor", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_an_axis_between_processes_changes_nothing(folder: pathlib.Path, unbroken: Job, axis: str) -> None:
     """Tensor parallelism between processes: both must read the same rows. FSDP: the state is spread over both."""
-    job = Job(folder, axis, CHANGES | {f"mesh.{axis}": 2, "train.num_steps": 20})
+    job = Job(folder, axis, CHANGES | {f"mesh.{axis}": 2})
     ended = job.live(2)
     assert ended.codes == [0, 0], ended.logs
-    np.testing.assert_allclose([line["loss"] for line in job.lines()][:10], losses(unbroken)[:10], rtol=1e-5)
+    np.testing.assert_allclose(losses(job)[:20], losses(unbroken)[:20], rtol=1e-5)
 
 
 def test_a_run_moves_between_one_and_two_processes(folder: pathlib.Path, unbroken: Job) -> None:

@@ -51,8 +51,6 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
         else:
             hosts.barrier("the workdir is there")
         corpus = pipeline.load_corpus(config.data, tokenizers.load(directory / "tokenizer") if there else None)
-        # What all train on must be one text, read alike on all hosts.
-        hosts.compare("text", {"the text": corpus.fingerprint, "the tokenizer": corpus.tokenizer.fingerprint})
         part, parts = rows_of(mesh, config.train.batch_size)
         batches = pipeline.batches(corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, part, parts)
         stack.callback(batches.close)
@@ -62,6 +60,8 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
                     raise UserError(f"--go_back_to={go_back_to} names no checkpoint of {directory}: there is none.")
                 workdir.write(directory, config, corpus.tokenizer)
             hosts.barrier("the workdir is there")
+        # What all train on must be one text, read alike on all hosts.
+        hosts.compare("text", {"the text": corpus.fingerprint, "the tokenizer": corpus.tokenizer.fingerprint})
         newest = newest_step(directory)
         back = None if go_back_to is None else step_to_go_back_to(directory, go_back_to)
         saved = (newest if back is None else back) or 0
