@@ -28,9 +28,10 @@ class Journal:
     """
 
     def __init__(self, workdir: epath.Path, still_ours: Callable[[], None], seconds: float = SECONDS):
-        from clu import metric_writers  # here, because it imports TensorFlow: seconds, which a user's mistake need not wait for
+        from clu import asynclib, metric_writers  # here, because they import TensorFlow: seconds, which a user's mistake need not wait for
 
         self.workdir, self.still_ours, self.seconds = workdir, still_ours, seconds
+        self._kept: dict[str, str] = {}  # lines that a disk has not taken yet
         # What follows is for buckets alone.
         self._lines: dict[str, list[str]] = {}  # all of a file's lines
         self._changed: set[str] = set()  # the files with lines that are not in the bucket yet
@@ -41,35 +42,62 @@ class Journal:
             self._folder = tempfile.TemporaryDirectory(prefix="cdcd_jax-")
             self._thread = threading.Thread(target=self._now_and_then, name="journal", daemon=True)
             self._thread.start()
+        self._events, self._failed = True, asynclib.AsyncError
         # Summaries go to a writer of their own thread: the loop never waits for the disk.
         self._summaries = metric_writers.AsyncWriter(metric_writers.SummaryWriter(self._folder.name if self._folder else workdir.as_posix()))
 
     def append(self, name: str, line: dict[str, Any]) -> None:
-        """Adds a line to the file of that name. Raises OSError where a disk does not take it."""
+        """Adds a line to the file of that name. Where a disk does not take it, it is kept, and written with the next one."""
         path, text = self.workdir / name, json.dumps(line) + "\n"
         if self._folder is None:
-            with path.open("a") as file:
-                file.write(text)
+            self._on_disk(path, self._kept.pop(name, "") + text)
             return
         before = [path.read_text()] if name not in self._lines and path.exists() else []
         with self._lock:
             self._lines.setdefault(name, before).append(text)
             self._changed.add(name)
 
+    def _on_disk(self, path: epath.Path, text: str) -> None:
+        size = path.stat().length if path.exists() else 0
+        try:
+            with path.open("a") as file:
+                file.write(text)
+        except OSError as error:
+            if text.count("\n") == 1:  # the first one that is kept
+                why = files.reason(error)
+                console.print(f"warning: {path} cannot be written ({why}): its lines are kept in memory.", style="yellow", soft_wrap=True)
+            self._kept[path.name] = text
+            with contextlib.suppress(OSError), path.open("a") as file:
+                file.truncate(size)  # no half line
+
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Hands values of a step to TensorBoard's writer."""
-        self._summaries.write_scalars(step, values)
+        self._tensorboard(lambda: self._summaries.write_scalars(step, values))
+
+    def _tensorboard(self, action: Callable[[], None]) -> None:
+        """Without its events a run is whole: where they cannot be written this is said, and there are no more of them in this life."""
+        try:
+            if self._events:
+                action()
+        except self._failed as error:
+            self._events = False
+            why = " ".join(str(error.__cause__ or error).split())[-200:]
+            console.print(f"warning: TensorBoard's events cannot be written any more ({why}).", style="yellow", soft_wrap=True)
 
     def flush(self) -> None:
         """Returns when all lines are in place. Where a bucket does not take them this is said: they are kept, and written with later ones."""
         if self._folder is not None:
-            self._summaries.flush()
+            self._tensorboard(self._summaries.flush)
             self._attempt(events=False)
 
     def close(self) -> None:
-        """Brings what is left to its place. Raises UserError if a bucket does not take it."""
+        """Brings what is left to its place. Raises UserError if a bucket, or a disk, does not take it."""
         with self._stopped():
             self._write()
+        for name in list(self._kept):
+            self._on_disk(self.workdir / name, self._kept.pop(name))
+        if self._kept:
+            raise UserError(f"the last lines of {' and '.join(sorted(self._kept))} in {self.workdir} could not be written: make room on the disk.")
 
     def __enter__(self) -> "Journal":
         return self
@@ -84,7 +112,7 @@ class Journal:
     @contextlib.contextmanager
     def _stopped(self) -> Iterator[None]:
         """Nothing new comes in the block, and afterwards nothing is left on this machine."""
-        self._summaries.close()
+        self._tensorboard(self._summaries.close)
         self._ending.set()
         if self._thread is not None:
             self._thread.join()

@@ -233,7 +233,10 @@ class Loop:
             console.print(f"warning at step {step}: {sentence}", style="yellow", soft_wrap=True)
         complete = self.checkpoints.latest_step()
         if self.first and complete != self.marked and complete is not None:
-            workdir.mark_saved(self.directory, complete)
+            try:
+                workdir.mark_saved(self.directory, complete)
+            except UserError as error:  # a full disk, say; the next checkpoint is written down again
+                console.print(f"warning at step {step}: {error}", style="yellow", soft_wrap=True)
         self.marked = complete
 
     def finish(self, step: int, metrics: dict[str, jax.Array], line: bool = False) -> None:

@@ -44,6 +44,24 @@ def test_on_disk_a_line_is_there_at_once(tmp_path: pathlib.Path) -> None:
     assert steps(workdir) == [1, 2] and len(events(workdir)) == 1
 
 
+def test_what_a_disk_does_not_take_is_kept_and_written_with_the_next_line(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workdir = epath.Path(tmp_path)
+    with Journal(workdir, ours) as written:
+        (tmp_path / "metrics.jsonl").mkdir()  # what is a folder takes no line
+        for step in (1, 2):
+            written.append("metrics.jsonl", {"step": step})
+        (tmp_path / "metrics.jsonl").rmdir()
+        written.append("metrics.jsonl", {"step": 3})
+        assert steps(workdir) == [1, 2, 3]
+    assert " ".join(capsys.readouterr().err.split()).count("its lines are kept in memory") == 1
+
+
+def test_what_a_disk_does_not_take_to_the_end_is_an_error(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match="the last lines of metrics.jsonl in .* could not be written"), Journal(epath.Path(tmp_path), ours) as written:
+        written.append("metrics.jsonl", {"step": 1})
+
+
 def test_in_a_bucket_lines_are_there_when_flushed_after_those_of_earlier_lives(bucket: epath.Path) -> None:
     (bucket / "metrics.jsonl").write_text('{"step": 1}\n')
     with Journal(bucket, ours, seconds=1e3) as written:
