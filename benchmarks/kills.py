@@ -23,7 +23,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EVERY = 20  # steps between two saves
-STEPS = 4000
+STEPS = 2500
 CHANGES = {
     "data.tokenizer": "char", "data.sequence_length": 16, "model.num_layers": 2, "model.scan_unroll": 1, "model.width": 64, "model.num_heads": 4,
     "model.mlp_width": 128, "model.embedding_dim": 16, "train.num_steps": STEPS, "train.batch_size": 16, "checkpoint.every_steps": EVERY,
@@ -57,6 +57,11 @@ class Run:
         names = self.names()
         return max((int(name) for name in names if name.isdigit() and f"{name}.unfinished" not in names), default=0)
 
+    def began_at(self) -> int:
+        """The step that the last life went on from."""
+        began = re.search(r"going on from step ([\d,]+)", self.log.read_text())
+        return int(began[1].replace(",", "")) if began else 0
+
     def lines(self) -> list[dict]:
         path = self.workdir / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
@@ -79,21 +84,25 @@ def main(_: list[str]) -> None:
             target = killed.saved() + generator.randrange(1, 2 * STEPS // KILLS.value // 2)
             wait_for_save = kill % 2 == 0
             end = time.monotonic() + 300
-            while killed.reached() < min(target, STEPS - 2 * EVERY) or (wait_for_save and not killed.saving()):
+            # The life has begun, and has taken away what the one before left unfinished, when it compiles.
+            begun = False
+            while not begun or killed.reached() < min(target, STEPS - 2 * EVERY) or (wait_for_save and not killed.saving()):
+                begun = begun or "compiling" in killed.log.read_text()
                 if process.poll() is not None or time.monotonic() > end:
                     sys.exit(f"it ended by itself: {killed.log.read_text()}")
                 time.sleep(0.0005)
             time.sleep(generator.random() * 0.02)
             process.send_signal(signal.SIGKILL)
             process.wait()
-            began = re.search(r"going on from step ([\d,]+)", killed.log.read_text())
-            if (int(began[1].replace(",", "")) if began else 0) < expected:
-                wrong.append(f"life {kill + 1} began at {began and began[1]}, and step {expected} was saved")
+            if killed.began_at() != expected:
+                wrong.append(f"life {kill + 1} began at {killed.began_at()}, and step {expected} was saved")
             saving += killed.saving()
             expected = killed.saved()
             print(f"kill {kill + 1} of {KILLS.value} at step {killed.reached()}, saved {expected}{', saving' if killed.saving() else ''}", flush=True)
         if killed.start().wait():
             sys.exit(killed.log.read_text())
+        if killed.began_at() != expected:
+            wrong.append(f"the last life began at {killed.began_at()}, and step {expected} was saved")
         same = [(a["step"], a["loss"], a["grad_norm"]) for a in whole.lines()] == [(b["step"], b["loss"], b["grad_norm"]) for b in killed.lines()]
         last = killed.lines()[-1]
         found = {
