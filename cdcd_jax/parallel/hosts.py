@@ -271,7 +271,10 @@ def last_seen() -> list[Seen]:
     after = signs()
     if before is None or after is None:
         return [Seen("process 0 (the coordinator, which does not answer)", "unknown", 0.0, 0, False)]
-    return [
+    from jax._src import distributed
+
+    never = [index for index in range(distributed.global_state.num_processes) if str(index) not in after]
+    return [Seen(f"process {index}, which gave none yet", "start", 0.0, 0, False) for index in never] + [
         Seen(_called(int(index), sign["host"]), sign["phase"], sign["lasted"], sign["step"], before.get(index, {}).get("time") != sign["time"])
         for index, sign in sorted(after.items(), key=lambda item: int(item[0]))
     ]

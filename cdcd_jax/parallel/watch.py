@@ -115,6 +115,7 @@ class Watch:
 
     def _news(self) -> None:
         """Publishes what this process does, and leaves as soon as another says that it has failed."""
+        hosts.publish(*self._clock.now, self._clock.step)  # at once: whoever gave no sign is taken for dead when something fails
         while not self._closed.wait(hosts.INTERVAL):
             phase, lasted = self._clock.now
             if not hosts.publish(phase, lasted, self._clock.step):
