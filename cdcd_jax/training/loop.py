@@ -48,20 +48,6 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
         if first:
             there = workdir.prepare(directory, config)
             still_ours = stack.enter_context(locked(directory))
-        else:
-            hosts.barrier("the workdir is there")
-        corpus = pipeline.load_corpus(config.data, tokenizers.load(directory / "tokenizer") if there else None)
-        part, parts = rows_of(mesh, config.train.batch_size)
-        batches = pipeline.batches(corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, part, parts)
-        stack.callback(batches.close)
-        if first:
-            if not there:
-                if go_back_to is not None:
-                    raise UserError(f"--go_back_to={go_back_to} names no checkpoint of {directory}: there is none.")
-                workdir.write(directory, config, corpus.tokenizer)
-            hosts.barrier("the workdir is there")
-        # What all train on must be one text, read alike on all hosts.
-        hosts.compare("text", {"the text": corpus.fingerprint, "the tokenizer": corpus.tokenizer.fingerprint})
         newest = newest_step(directory)
         back = None if go_back_to is None else step_to_go_back_to(directory, go_back_to)
         saved = (newest if back is None else back) or 0
@@ -78,6 +64,18 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
             if first:
                 console.print(f"{directory} is complete: {saved:,} steps of {config.train.num_steps:,} are done.", soft_wrap=True)
             return DONE
+        if not first:
+            hosts.barrier("the tokenizer is there")
+        corpus = pipeline.load_corpus(config.data, tokenizers.load(directory / "tokenizer") if there else None)
+        part, parts = rows_of(mesh, config.train.batch_size)
+        batches = pipeline.batches(corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, part, parts)
+        stack.callback(batches.close)
+        if first:
+            if not there:
+                workdir.write(directory, config, corpus.tokenizer)
+            hosts.barrier("the tokenizer is there")
+        # What all train on must be one text, read alike on all hosts.
+        hosts.compare("text", {"the text": corpus.fingerprint, "the tokenizer": corpus.tokenizer.fingerprint})
         checkpoints = Checkpoints(directory, config.checkpoint)
         # A save that another process has part in cannot end when something failed.
         stack.push(lambda kind, *_: None if kind and hosts.several() else checkpoints.close())
@@ -146,6 +144,7 @@ class Loop:
         self.marked: int | None = None  # the checkpoint that is written down as complete
         self.read_out = ""  # what the last probe said, for the progress bar
         self.before = goodput.nothing()  # the lives before
+        self.probed = 0  # the last step that was examined
         self.said = (0, 0.0)  # the last logged step, and the seconds spent on steps until then
 
     def go_on(self, saved: int) -> None:
@@ -160,16 +159,16 @@ class Loop:
             )
         if there != self.config:  # in what may change
             files.write_whole(self.directory / "config.json", to_json(self.config))
-        self.before = goodput.carried(workdir.lines(self.directory / "metrics.jsonl"), saved, self.clock.began)
-        for name in ("metrics.jsonl", "telemetry.jsonl"):
-            workdir.cut_after(self.directory / name, saved)
+        self.before = goodput.carried(workdir.cut_after(self.directory / "metrics.jsonl", saved), saved, self.clock.began)
+        probes = workdir.cut_after(self.directory / "telemetry.jsonl", saved)
+        self.probed = max((line["step"] for line in probes if line["step"] <= saved), default=0)
 
     def run(self, step: Step, state: TrainState, start: int, batches: Any) -> int:
         """Runs steps start + 1 .. num_steps; returns the exit code."""
         c, stop = self.config, self.stop
         steps, code, done = c.train.num_steps, 0, start
         self.said = (start, 0.0)
-        missing = self.first and start > 0 and self.probe_due(start) and workdir.last_step(self.directory / "telemetry.jsonl") < start
+        missing = self.first and start > 0 and self.probe_due(start) and self.probed < start
         with contextlib.ExitStack() as stack:
             if self.first:
                 self.journal = stack.enter_context(Journal(self.directory, self.still_ours))

@@ -77,19 +77,20 @@ def last_step(path: epath.Path) -> int:
     return found[-1]["step"] if found else 0
 
 
-def cut_after(path: epath.Path, step: int) -> None:
-    """Drops the lines of a .jsonl file that are later than a step, and a last line that a kill left half-written."""
+def cut_after(path: epath.Path, step: int) -> list[dict[str, Any]]:
+    """Drops the lines of a .jsonl file that are later than a step, and a last line that a kill left half-written; the lines as they were."""
+    before = lines(path)
     if path.exists():
-        files.write_whole(path, "".join(json.dumps(line) + "\n" for line in lines(path) if line["step"] <= step))
+        files.write_whole(path, "".join(json.dumps(line) + "\n" for line in before if line["step"] <= step))
+    return before
 
 
 SAVED = "saved_step"  # the file that says which checkpoint was complete
 
 
-def mark_saved(workdir: epath.Path, step: int | None) -> None:
+def mark_saved(workdir: epath.Path, step: int) -> None:
     """Writes down that a checkpoint is complete."""
-    if step is not None:
-        files.write_whole(workdir / SAVED, f"{step}\n")
+    files.write_whole(workdir / SAVED, f"{step}\n")
 
 
 def check_saved(workdir: epath.Path, newest: int | None) -> None:
