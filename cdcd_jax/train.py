@@ -8,7 +8,7 @@ from ml_collections import config_flags
 from cdcd_jax import doors
 from cdcd_jax.config import UserError, from_dict
 from cdcd_jax.data import files
-from cdcd_jax.parallel import hosts
+from cdcd_jax.parallel import agreement, hosts
 from cdcd_jax.parallel.watch import Watch
 from cdcd_jax.training.loop import train
 
@@ -24,6 +24,7 @@ def main() -> int:
         try:
             code = train(config, workdir, clock, GO_BACK_TO.value)
             clock.enter("checkpoint")  # the others may still save
+            agreement.barrier("the end")
             return hosts.depart(code)
         except files.failures() as error:  # a full disk, or a folder or bucket that may not be written any more
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)  # a write to an open file does not name it

@@ -14,8 +14,8 @@ import jax
 import pytest
 
 from cdcd_jax.config import HostsConfig, UserError
+from cdcd_jax.parallel import agreement, hosts
 from cdcd_jax.parallel import clock as clock_module
-from cdcd_jax.parallel import hosts
 from cdcd_jax.parallel.clock import PHASES, Clock
 from cdcd_jax.parallel.watch import Watch
 from tests.forked import ROOT
@@ -128,23 +128,20 @@ def test_a_process_that_stands_still_leaves_with_75_and_says_where(phase: str, s
 
 def test_one_process_alone_has_nobody_to_ask() -> None:
     assert not hosts.several() and hosts.first() and hosts.name() == "this process"
-    assert hosts.largest(3) == 3 and hosts.depart(75) == 75
-    hosts.compare("start", {"a": 1})
-    hosts.barrier("anything")
+    assert agreement.largest(3) == 3 and hosts.depart(75) == 75
+    agreement.compare("start", {"a": 1})
+    agreement.barrier("anything")
 
 
 def test_another_version_of_the_code_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Client:
-        def blocking_key_value_get(self, key: str, timeout: int) -> str:
-            return json.dumps({"host": "a", "values": {"x": "1", "the code": "0123", "jax": jax.__version__}})
-
+    first = json.dumps({"host": "a", "values": {"x": "1", "the code": "0123", "jax": jax.__version__}})
     monkeypatch.setattr(hosts, "_joined", True)
     monkeypatch.setattr(hosts, "_index", lambda: 1)
-    monkeypatch.setattr(hosts, "_client", Client)
+    monkeypatch.setattr(agreement, "agree", lambda about, word: word or first)
     monkeypatch.setattr(hosts, "name", lambda: "process 1 of 2 on b")
     with pytest.raises(UserError) as error:
-        hosts.compare("start", {"x": 1})
-    assert str(error.value).startswith(f"process 1 of 2 on b has the code = {hosts.code_version()}, but process 0 on a has 0123: ")
+        agreement.compare("start", {"x": 1})
+    assert str(error.value).startswith(f"process 1 of 2 on b has the code = {agreement.code_version()}, but process 0 on a has 0123: ")
 
 
 def test_a_process_that_was_stopped_and_goes_on_is_not_stalled() -> None:

@@ -1,15 +1,12 @@
-"""The processes of one job: how they meet, agree, tell each other of a failure, and leave.
+"""The processes of one job: how they meet, give signs of life, tell each other of a failure, and leave. What they decide alike is in agreement.py.
 
 Everything here does nothing, or is about one process, where no launcher says that there are several. What they tell each other goes through the
 key-value store of JAX's coordination service, which lives in process 0.
 """
 
 import ctypes
-import functools
-import hashlib
 import json
 import os
-import pathlib
 import signal
 import socket
 import sys
@@ -20,9 +17,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax._src import distributed  # the coordination service's client has no public name yet
 
 from cdcd_jax.config import AGAIN, HostsConfig, UserError, sentence
 
@@ -46,6 +41,10 @@ class Failure(NamedTuple):
     code: int
     sentence: str
 
+    def follow(self) -> NoReturn:
+        """Ends this process as that one ended."""
+        leave(self.code, f"{self.name} failed, and said: {self.sentence}", tell=False)
+
 
 class Seen(NamedTuple):
     """The last sign of life of a process."""
@@ -62,9 +61,6 @@ class Seen(NamedTuple):
 
 
 def _client() -> Any:
-    """JAX's client of the coordination service; there is no public way to it."""
-    from jax._src import distributed
-
     return distributed.global_state.client
 
 
@@ -74,8 +70,6 @@ def several() -> bool:
 
 
 def _index() -> int:
-    from jax._src import distributed
-
     return distributed.global_state.process_id
 
 
@@ -85,8 +79,6 @@ def name() -> str:
 
 
 def _called(index: int, host: str) -> str:
-    from jax._src import distributed
-
     return f"process {index} of {distributed.global_state.num_processes} on {host}"
 
 
@@ -100,12 +92,18 @@ def waiting() -> str:
     return _waiting
 
 
+def wait_for(what: str) -> None:
+    """Says what this process waits for from here on; "" for nothing."""
+    global _waiting
+    _waiting = what
+
+
 def join(config: HostsConfig) -> None:
     """Meets the other processes, if a launcher says that there are any; before the first use of a device.
 
     Raises UserError for settings that make no sense, and when the coordinator's address answers nobody within hosts.meet_seconds.
     """
-    global _joined, _waiting
+    global _joined
     _watch_gpus(config)
     given = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
     if os.environ.get(LISTEN) != "1" and not given:
@@ -118,10 +116,10 @@ def join(config: HostsConfig) -> None:
         arguments = _explicit(given)
         if arguments["num_processes"] == 1:
             return
-        _waiting = f"the coordinator at {arguments['coordinator_address']} (process 0)"
+        wait_for(f"the coordinator at {arguments['coordinator_address']} (process 0)")
         if arguments["process_id"] != 0:
             _knock(arguments["coordinator_address"], 0.9 * config.meet_seconds)  # before the watch's deadline
-        _waiting = f"all {arguments['num_processes']} processes to meet at {arguments['coordinator_address']}"
+        wait_for(f"all {arguments['num_processes']} processes to meet at {arguments['coordinator_address']}")
     _leave_when_aborted(arguments.get("coordinator_address", "the coordinator's address"))
     # Deaths are noticed and told here, not by JAX, which would end the others with an abort and no word of who is to blame.
     jax.config.update("jax_enable_recoverability", True)
@@ -134,7 +132,8 @@ def join(config: HostsConfig) -> None:
         leave(AGAIN, f"the processes cannot meet at {place} ({sentence(error)[:200]}); leaving with {AGAIN}, to be started again.")
     except ValueError as error:
         raise UserError(f"{LISTEN}=1, but JAX finds no job here that it knows ({sentence(error)}): set {', '.join(EXPLICIT)} instead.") from error
-    _waiting, _joined = "", True
+    wait_for("")
+    _joined = True
 
 
 def _explicit(given: dict[str, str]) -> dict[str, Any]:
@@ -188,56 +187,6 @@ def _watch_gpus(config: HostsConfig) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_execution_terminate_timeout={seconds}s".strip()
 
 
-def compare(about: str, values: dict[str, Any]) -> None:
-    """Raises UserError where this process has other values (config keys, versions) than process 0; returns when all have compared."""
-    if not several():
-        return
-    mine = {key: str(value) for key, value in (values | {"the code": code_version(), "jax": jax.__version__}).items()}
-    if _index() == 0:
-        _client().key_value_set(f"cdcd/values/{about}", json.dumps({"host": socket.gethostname(), "values": mine}))
-    else:
-        first = json.loads(_client().blocking_key_value_get(f"cdcd/values/{about}", 24 * 3600 * 1000))
-        for key in sorted(mine.keys() | first["values"].keys()):
-            here, there = mine.get(key, "absent"), first["values"].get(key, "absent")
-            if here != there:
-                raise UserError(
-                    f"{name()} has {key} = {here}, but process 0 on {first['host']} has {there}: all processes must be started alike."
-                )
-    barrier(f"compared: {about}")
-
-
-def code_version() -> str:
-    """A digest of the package's source."""
-    digest = hashlib.sha256()
-    root = pathlib.Path(__file__).resolve().parent.parent
-    for file in sorted(root.rglob("*.py")):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def barrier(what: str) -> None:
-    """Returns when all processes have come here. The watch bounds how long that may take."""
-    global _waiting
-    if several():
-        _waiting = f"the other processes at {what!r}"
-        _client().wait_at_barrier(f"cdcd/{what}", 24 * 3600 * 1000)
-        _waiting = ""
-
-
-def largest(value: int) -> Any:
-    """The largest of the processes' values, for all of them: something that `int` waits for. All must call it, in the same order."""
-    if not several():
-        return value
-    spread, function = _agreement()
-    return function(jax.make_array_from_process_local_data(spread, np.full(jax.local_device_count(), value, np.int32)))
-
-
-@functools.cache
-def _agreement() -> tuple[NamedSharding, Any]:
-    mesh = Mesh(np.array(jax.devices()), ("all",))
-    return NamedSharding(mesh, P("all")), jax.jit(lambda values: values.max(), out_shardings=NamedSharding(mesh, P()))
-
-
 def first() -> bool:
     """Whether this is the process that writes for all of them; known before any device is used."""
     return not several() or _index() == 0
@@ -271,8 +220,6 @@ def last_seen() -> list[Seen]:
     after = signs()
     if before is None or after is None:
         return [Seen("process 0 (the coordinator, which does not answer)", "unknown", 0.0, 0, False)]
-    from jax._src import distributed
-
     never = [index for index in range(distributed.global_state.num_processes) if str(index) not in after]
     return [Seen(f"process {index}, which gave none yet", "start", 0.0, 0, False) for index in never] + [
         Seen(_called(int(index), sign["host"]), sign["phase"], sign["lasted"], sign["step"], before.get(index, {}).get("time") != sign["time"])
@@ -297,11 +244,10 @@ def signs() -> dict[str, Any] | None:
 
 
 def depart(code: int) -> int:
-    """The end of a job: returns the code where this process is alone; of several, all wait for each other, and each ends with its code."""
+    """The end of a job, when all processes have come to it: returns the code where this one is alone; of several each ends with its code."""
     global _final
     if not several():
         return code
-    barrier("the end")
     _final = code
     if _index() == 0:
         time.sleep(INTERVAL)  # the others lose the coordination service with this process

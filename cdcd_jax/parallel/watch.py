@@ -54,7 +54,7 @@ class Watch:
             silent = [host.name for host in hosts.last_seen() if not host.alive]
             failure = hosts.failure_of_another()
             if failure is not None:
-                hosts.leave(failure.code, f"{failure.name} failed, and said: {failure.sentence}", tell=False)
+                failure.follow()
             traceback.print_exception(error)
             if silent:
                 hosts.leave(AGAIN, f"no sign of {', '.join(silent)} any more; leaving with {AGAIN}, to be started again.")
@@ -123,7 +123,7 @@ class Watch:
             self._heard = time.monotonic()
             failure = hosts.failure_of_another()
             if failure is not None:
-                hosts.leave(failure.code, f"{failure.name} failed, and said: {failure.sentence}", tell=False)
+                failure.follow()
             # The first process looks after all the others, which need to look only after it: it holds the store.
             for index, sign in (hosts.signs() or {}).items() if hosts.first() else ():
                 given, since = self._signs.get(index, (0.0, 0.0))

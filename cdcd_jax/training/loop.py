@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from cdcd_jax.config import DONE, Config, UserError, to_json
 from cdcd_jax.data import files, pipeline, tokenizers
-from cdcd_jax.parallel import hosts
+from cdcd_jax.parallel import agreement, hosts
 from cdcd_jax.parallel.clock import Clock
 from cdcd_jax.parallel.mesh import batch_sharding, constrain, make_mesh, rows_of
 from cdcd_jax.parallel.sharding import shardings
@@ -41,7 +41,7 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
     stop = Stop()
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.listening())
-        hosts.compare("start", workdir.flat(dataclasses.asdict(config)) | {"--workdir": directory.as_posix(), "--go_back_to": go_back_to})
+        agreement.compare("start", workdir.flat(dataclasses.asdict(config)) | {"--workdir": directory.as_posix(), "--go_back_to": go_back_to})
         first = hosts.first()
         mesh = make_mesh(config)
         there, still_ours = True, never
@@ -58,14 +58,14 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
                 f"{directory} has a checkpoint of step {saved:,}, beyond train.num_steps = {config.train.num_steps:,}: give at least {saved:,}."
             )
         probed = workdir.last_step(directory / "telemetry.jsonl") if first else 0
-        if saved == config.train.num_steps and back is None and int(hosts.largest(probed)) >= saved:
+        if saved == config.train.num_steps and back is None and int(agreement.largest(probed)) >= saved:
             with clock.phase("checkpoint"):
                 check_sealed(directory, saved)
             if first:
                 console.print(f"{directory} is complete: {saved:,} steps of {config.train.num_steps:,} are done.", soft_wrap=True)
             return DONE
         if not first:
-            hosts.barrier("the tokenizer is there")
+            agreement.barrier("the tokenizer is there")
         corpus = pipeline.load_corpus(config.data, tokenizers.load(directory / "tokenizer") if there else None)
         part, parts = rows_of(mesh, config.train.batch_size)
         batches = pipeline.batches(corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, part, parts)
@@ -73,9 +73,9 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
         if first:
             if not there:
                 workdir.write(directory, config, corpus.tokenizer)
-            hosts.barrier("the tokenizer is there")
+            agreement.barrier("the tokenizer is there")
         # What all train on must be one text, read alike on all hosts.
-        hosts.compare("text", {"the text": corpus.fingerprint, "the tokenizer": corpus.tokenizer.fingerprint})
+        agreement.compare("text", {"the text": corpus.fingerprint, "the tokenizer": corpus.tokenizer.fingerprint})
         checkpoints = Checkpoints(directory, config.checkpoint)
         # A save that another process has part in cannot end when something failed.
         stack.push(lambda kind, *_: None if kind and hosts.several() else checkpoints.close())
@@ -176,9 +176,9 @@ class Loop:
                 console.print("compiling the train step ...")
             self.clock.enter("compile")
             stop.begin()
-            if int(hosts.largest(missing)):  # the evaluation after the last saved step was cut short
-                code = 0 if self.probe(start, state) else int(hosts.largest(stop.code))
-            before, asked = None, hosts.largest(stop.code)
+            if int(agreement.largest(missing)):  # the evaluation after the last saved step was cut short
+                code = 0 if self.probe(start, state) else int(agreement.largest(stop.code))
+            before, asked = None, agreement.largest(stop.code)
             for done in range(start + 1, steps + 1) if not code else ():
                 with self.clock.phase("data"):
                     rows = next(batches)["tokens"]
@@ -186,7 +186,7 @@ class Loop:
                 # Wait for the step before, not for this one: the device always has a step to do. The hosts agree in the same rhythm.
                 if before is not None:
                     self.finish(done - 1, before)
-                before, code, asked = metrics, int(asked), hosts.largest(stop.code)
+                before, code, asked = metrics, int(asked), agreement.largest(stop.code)
                 last = done == steps or code != 0
                 if done % c.checkpoint.every_steps == 0 or last:
                     self.finish(done, metrics, line=True)
@@ -201,7 +201,7 @@ class Loop:
                         self.finish(done, metrics)
                         before = None
                     if not self.probe(done, state):  # it was cut short by a signal, and is done again in the next life
-                        code = int(hosts.largest(stop.code))
+                        code = int(agreement.largest(stop.code))
                         self.save(done, state, batches.get_state())
                         break
             self.clock.enter("checkpoint")  # and for all that is closed from here on
@@ -293,7 +293,7 @@ class Loop:
 
     def heed(self) -> None:
         """Raises Interrupted when a signal came to any process."""
-        if int(hosts.largest(self.stop.code)):
+        if int(agreement.largest(self.stop.code)):
             raise Interrupted
 
 
