@@ -78,7 +78,10 @@ class Watch:
         return {"start": "start_seconds", "compile": "compile_seconds", "evaluation": "evaluation_seconds", "checkpoint": "save_seconds"}[phase]
 
     def silence(self, phase: str) -> float:
-        """How many seconds a process that was in this phase may give no sign of life. Only while it starts may a call hold Python's lock for long."""
+        """How many seconds another may give no sign of life while this process is in that phase.
+
+        Only while it reads the text may a call hold Python's lock for long, and all have read it before any leaves the start.
+        """
         return self.deadline(phase) if phase == "start" else max(10.0 * hosts.INTERVAL, self._config.stall_seconds or 60.0)
 
     def _deadlines(self) -> None:
@@ -129,5 +132,5 @@ class Watch:
                 given, since = self._signs.get(index, (0.0, 0.0))
                 if sign["time"] != given:
                     self._signs[index] = (sign["time"], self._heard)
-                elif self._heard - since > self.silence(sign["phase"]):
+                elif self._heard - since > self.silence(phase):
                     self._leave(f"process {index} has given no sign of life for {self._heard - since:.0f} s", hosts.last_seen())
