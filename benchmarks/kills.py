@@ -17,6 +17,9 @@ import tempfile
 import time
 
 from absl import app, flags
+from etils import epath
+
+from cdcd_jax.training import steps, workdir
 
 KILLS = flags.DEFINE_integer("kills", 25, "How often the run is killed.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
@@ -45,17 +48,12 @@ class Run:
         with self.log.open("w") as log:
             return subprocess.Popen(self.command, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
-    def names(self) -> set[str]:
-        folder = self.workdir / "checkpoints"
-        return {path.name for path in folder.iterdir()} if folder.exists() else set()
-
     def saving(self) -> bool:
-        return any(name.endswith(".unfinished") for name in self.names())
+        return any((self.workdir / "checkpoints").glob(f"*{steps.UNFINISHED}"))
 
     def saved(self) -> int:
         """The newest checkpoint that counts; 0 if there is none."""
-        names = self.names()
-        return max((int(name) for name in names if name.isdigit() and f"{name}.unfinished" not in names), default=0)
+        return max(steps.listed(epath.Path(self.workdir / "checkpoints")), default=0)
 
     def began_at(self) -> int:
         """The step that the last life went on from."""
@@ -63,8 +61,7 @@ class Run:
         return int(began[1].replace(",", "")) if began else 0
 
     def lines(self) -> list[dict]:
-        path = self.workdir / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+        return workdir.lines(epath.Path(self.workdir / "metrics.jsonl"))
 
     def reached(self) -> int:
         lines = self.lines()

@@ -50,17 +50,12 @@ class Job:
 
     def compiling(self) -> bool:
         """Whether the first step is being compiled, or is under way."""
-        return any("compiling" in self.log(index) for index in (0,)) and not self.reached()
+        return "compiling" in self.log(0) and not self.reached()
 
     def log(self, index: int) -> str:
         """What a process has written to stderr."""
         path = self.folder / f"{self.workdir.name}.{index}.log"
         return path.read_text() if path.exists() else ""
-
-    def saved(self) -> int:
-        """The newest checkpoint that counts; 0 if there is none."""
-        names = {path.name for path in (self.workdir / "checkpoints").glob("*")}
-        return max((int(name) for name in names if name.isdigit() and f"{name}.unfinished" not in names), default=0)
 
     def start(self, count: int, extra: dict[int, list[str]] | None = None, homes: bool = False) -> list[BaseProcess]:
         """The processes, just started."""

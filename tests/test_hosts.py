@@ -100,7 +100,7 @@ def test_all_leave_and_nothing_is_lost(folder: pathlib.Path, two: Job, number: s
         assert f"process {victim}" in last and "75" in last, told
     if number == signal.SIGSTOP:
         assert "Thread 0x" in ended.logs[1 - victim] and "hosts last seen" in ended.logs[1 - victim], told
-    saved = job.saved()
+    saved = tiny.saved(job.workdir)
     again = job.live(2)
     assert again.codes == [0, 0], again.logs
     assert f"going on from step {saved} of" in again.logs[0] if saved else "going on" not in again.logs[0], (saved, again.logs)
@@ -123,7 +123,7 @@ def test_a_run_moves_between_one_and_two_processes(folder: pathlib.Path, unbroke
     for count, moment in ((1, 6), (2, 17), (1, 0)):
         ended = job.live(count, {0: signal.SIGTERM} if moment else None, lambda moment=moment: job.reached() >= moment)
         assert ended.codes == [75 if moment else 0] * count, ended.logs
-        assert job.saved() >= moment
+        assert tiny.saved(job.workdir) >= moment
     np.testing.assert_allclose(losses(job)[:20], losses(unbroken)[:20], rtol=1e-5)
     np.testing.assert_allclose(losses(job), losses(unbroken), rtol=1e-3)
 

@@ -68,6 +68,12 @@ def corpus(number: int = 200) -> str:
     return " ".join(generator.choice(SENTENCES).strip() for _ in range(number))
 
 
+def saved(workdir: pathlib.Path) -> int:
+    """The newest checkpoint that counts; 0 if there is none."""
+    names = {path.name for path in (workdir / "checkpoints").glob("*")}
+    return max((int(name) for name in names if name.isdigit() and f"{name}.unfinished" not in names), default=0)
+
+
 def tokens(rows: int = 8) -> np.ndarray:
     """[rows, LENGTH]: the sentences, one after the other, again and again."""
     return np.stack([TOKENIZER.encode(SENTENCES[i % len(SENTENCES)]) for i in range(rows)])

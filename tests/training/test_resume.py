@@ -65,12 +65,7 @@ class Train:
             code = process.wait(250)
         finally:
             process.kill()
-        return Life(code, " ".join(self.log.read_text().split()), self.reached(), self.saved())
-
-    def saved(self) -> int:
-        """The newest checkpoint that counts."""
-        names = {path.name for path in (self.workdir / "checkpoints").glob("*")}
-        return max((int(name) for name in names if name.isdigit() and f"{name}.unfinished" not in names), default=0)
+        return Life(code, " ".join(self.log.read_text().split()), self.reached(), tiny.saved(self.workdir))
 
     def begin(self) -> "subprocess.Popen[bytes] | Forked":
         if self.fork:
