@@ -10,7 +10,9 @@ import pathlib
 import runpy
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 from unittest import mock
@@ -21,6 +23,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["cdcd_jax.doors", "cdcd_jax.run", "cdcd_jax.training.loop", "clu.metric_writers", "ml_collections.config_flags"])
 POOL = ThreadPoolExecutor(2)  # for whoever runs several: two at a time
+# An exit code can be read from its pipe once, and every start reads those of all that ended: of two threads at it one finds nothing, and says 255.
+READING = threading.Lock()
 
 
 class Ended(NamedTuple):
@@ -31,15 +35,38 @@ class Ended(NamedTuple):
     stderr: str
 
 
+class Process:
+    """A forked door, with the methods of a Popen; for any number of threads."""
+
+    def __init__(self, process: BaseProcess):
+        assert process.pid is not None
+        self._process, self.pid = process, process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        with READING:
+            return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """The exit code once it ended, None if it has not within that many seconds."""
+        wait([self._process.sentinel], timeout)
+        return self.poll()
+
+    def kill(self) -> None:
+        """SIGKILL, unless it has ended."""
+        with READING:
+            self._process.kill()
+
+
 def begin(
     name: str, args: list[str], streams: list[str], settings: dict[str, Any] | None = None, environment: dict[str, str] | None = None
-) -> BaseProcess:
+) -> Process:
     """Starts a door from the root of the project, with stdout and stderr in two files, and some of JAX's settings and variables changed."""
     process = CONTEXT.Process(target=_door, args=(name, args, streams, settings or {}, environment or {}))
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))} | {"JAX_PLATFORMS": "cpu"}
-    with mock.patch.dict(os.environ, clean, clear=True):  # the first call starts the process that is copied
+    with READING, mock.patch.dict(os.environ, clean, clear=True):  # the first call starts the process that is copied
         process.start()
-    return process
+        return Process(process)
 
 
 def door(name: str, *args: object, timeout: float = 250.0) -> Ended:
@@ -47,11 +74,10 @@ def door(name: str, *args: object, timeout: float = 250.0) -> Ended:
     with tempfile.TemporaryDirectory() as folder:
         streams = [os.path.join(folder, stream) for stream in ("stdout", "stderr")]
         process = begin(name, [str(a) for a in args], streams)
-        process.join(timeout)
-        code = process.exitcode
+        code = process.wait(timeout)
         if code is None:
             process.kill()
-            process.join()
+            process.wait()
         return Ended(code, *(pathlib.Path(stream).read_text() for stream in streams))
 
 

@@ -6,7 +6,6 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import portpicker
@@ -57,7 +56,7 @@ class Job:
         path = self.folder / f"{self.workdir.name}.{index}.log"
         return path.read_text() if path.exists() else ""
 
-    def start(self, count: int, extra: dict[int, list[str]] | None = None, homes: bool = False) -> list[BaseProcess]:
+    def start(self, count: int, extra: dict[int, list[str]] | None = None, homes: bool = False) -> list[forked.Process]:
         """The processes, just started."""
         port = portpicker.pick_unused_port()
         begun = []
@@ -83,20 +82,20 @@ class Job:
         began = time.monotonic()
         try:
             while signals and not when():
-                assert all(process.is_alive() for process in processes), f"one ended before its signal: {[self.log(i) for i in range(count)]}"
+                assert all(process.poll() is None for process in processes), f"one ended before its signal: {[self.log(i) for i in range(count)]}"
                 assert time.monotonic() < began + PATIENCE, "the moment never came"
                 time.sleep(0.005)
             for index, number in (signals or {}).items():
-                os.kill(processes[index].pid or 0, number)
+                os.kill(processes[index].pid, number)
             sent = time.monotonic()
             stopped = [index for index, number in (signals or {}).items() if number == signal.SIGSTOP]
             seconds = [0.0] * count
             for index in sorted(range(count), key=lambda index: index in stopped):
                 if index in stopped:
-                    os.kill(processes[index].pid or 0, signal.SIGCONT)
-                processes[index].join(max(0.0, began + PATIENCE - time.monotonic()))
+                    os.kill(processes[index].pid, signal.SIGCONT)
+                processes[index].wait(max(0.0, began + PATIENCE - time.monotonic()))
                 seconds[index] = time.monotonic() - sent
         finally:
             for process in processes:
                 process.kill()
-        return Ended([process.exitcode for process in processes], [self.log(index) for index in range(count)], seconds)
+        return Ended([process.poll() for process in processes], [self.log(index) for index in range(count)], seconds)

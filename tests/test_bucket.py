@@ -65,16 +65,16 @@ class Place:
         streams = [str(self.folder / f"{time.monotonic_ns()}.{stream}") for stream in ("stdout", "stderr")]
         process = forked.begin(name, [str(a) for a in args], streams, self.cache, self.environment)
         deadline = time.monotonic() + 200
-        while kill_after and process.is_alive() and time.monotonic() < deadline:
+        while kill_after and process.poll() is None and time.monotonic() < deadline:
             if (lines := self.lines(scheme)) and lines[-1]["step"] > kill_after:
-                os.kill(process.pid or 0, signal.SIGKILL)
+                os.kill(process.pid, signal.SIGKILL)
                 break
             time.sleep(0.1)
-        process.join(max(deadline - time.monotonic(), 0))
-        if process.exitcode is None:
+        code = process.wait(max(deadline - time.monotonic(), 0))
+        if code is None:
             process.kill()
-            process.join()
-        return forked.Ended(process.exitcode, *(pathlib.Path(stream).read_text() for stream in streams))
+            process.wait()
+        return forked.Ended(code, *(pathlib.Path(stream).read_text() for stream in streams))
 
 
 class Story(NamedTuple):

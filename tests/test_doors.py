@@ -1,11 +1,13 @@
 """What all doors share: parsing, exit codes, and one sentence for a mistake."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -97,6 +99,13 @@ def test_the_forked_door_is_the_real_one(run_door):
     real = run_door("train", *args)
     assert (real.returncode, real.stdout, real.stderr) == tuple(forked.door("train", *args))
 
+
+
+def test_every_thread_reads_a_forked_doors_code(tmp_path):
+    """The code lies in a pipe and can be read once: see forked.READING."""
+    process = forked.begin("evaluate", [f"--workdir={tmp_path}"], [os.devnull, os.devnull])
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: process.wait(100), range(8))) == [2] * 8
 
 
 @pytest.mark.parametrize("seconds", [1.0, 2.5])

@@ -36,14 +36,13 @@ def life(folder: pathlib.Path, workdir: pathlib.Path, *flags: str, limit: int = 
     process = forked.begin("train", [*tiny.flags(folder / "corpus.txt", workdir, keys), *flags], [os.devnull, str(log)], cache)
     deadline = time.monotonic() + 200
     while limit and not listed(epath.Path(workdir)):
-        assert process.is_alive() and time.monotonic() < deadline, log.read_text()
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)
     if limit:
-        assert process.pid is not None
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
-    process.join(max(0.0, deadline - time.monotonic()))
+    code = process.wait(max(0.0, deadline - time.monotonic()))
     process.kill()
-    return process.exitcode, " ".join(log.read_text().split())
+    return code, " ".join(log.read_text().split())
 
 
 def lines(workdir: pathlib.Path) -> list[list[float]]:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import pytest
@@ -67,26 +66,12 @@ class Train:
             process.kill()
         return Life(code, " ".join(self.log.read_text().split()), self.reached(), tiny.saved(self.workdir))
 
-    def begin(self) -> "subprocess.Popen[bytes] | Forked":
+    def begin(self) -> "subprocess.Popen[bytes] | forked.Process":
         if self.fork:
-            return Forked(forked.begin("train", self.flags, [os.devnull, str(self.log)], self.cache))
+            return forked.begin("train", self.flags, [os.devnull, str(self.log)], self.cache)
         command = [sys.executable, "-m", "cdcd_jax.train", *self.flags]
         with self.log.open("w") as log:
             return subprocess.Popen(command, cwd=forked.ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-
-class Forked:
-    """A forked process with the methods of a Popen."""
-
-    def __init__(self, process: BaseProcess):
-        self.process, self.kill, self.pid = process, process.kill, process.pid
-
-    def poll(self) -> int | None:
-        return self.process.exitcode
-
-    def wait(self, timeout: float) -> int | None:
-        self.process.join(timeout)
-        return self.process.exitcode
 
 
 class Story(NamedTuple):
