@@ -5,7 +5,6 @@ from setuptools import find_packages, setup
 # Lower bounds are the oldest releases that the code was run with. What a bound stands for beyond that is said beside it.
 REQUIREMENTS = [
     "absl-py>=2.3",  # the flags of the doors
-    "array-record>=0.8.6",  # prepared data: read by index, chunks with checksums of their own
     "clu>=0.0.12",  # metric_writers; they import TensorFlow and tensorboard without declaring either (see below)
     "etils[epath]>=1.13",  # workdirs on disk or in a bucket through one Path
     "flax>=0.12.8",  # linen
@@ -27,7 +26,6 @@ REQUIREMENTS = [
     # TensorFlow, for clu alone: the build for CPUs is half the size, but exists for x86 only.
     "tensorflow-cpu>=2.20; platform_machine == 'x86_64' or platform_machine == 'AMD64'",
     "tensorflow>=2.20; platform_machine != 'x86_64' and platform_machine != 'AMD64'",
-    "zstandard>=0.25",  # text in .zst files; from Python 3.14 on the standard library has it
 ]
 
 # What a workdir or a text in a bucket needs, for each kind; the code names the package that is missing.
@@ -35,17 +33,10 @@ BUCKETS = {
     "gcs": ["gcsfs>=2026.10"],  # gs://
     "s3": ["s3fs>=2026.9"],  # s3://
 }
-# What some ways of preparing data need; the code names the extra that is missing.
-PREPARE = {
-    "beam": ["apache-beam>=2.77"],  # prepare on more than one machine
-    "hf": ["datasets>=5.2"],  # data.source = "hf:..."
-}
 
 DEVELOPMENT = [
     *BUCKETS["gcs"],
     *BUCKETS["s3"],
-    *PREPARE["beam"],
-    *PREPARE["hf"],
     "beartype>=0.22",  # checks the shape annotations while the tests run
     "flask-cors>=6.0",  # moto's server imports it; moto[server] would bring thirty packages more, for services other than S3
     "gcp-storage-emulator>=2026.7",  # gs:// on loopback, for tests/test_bucket.py
@@ -70,5 +61,5 @@ setup(
     packages=find_packages(include=["cdcd_jax", "cdcd_jax.*"]),
     package_data={"cdcd_jax.reporting": ["templates/*"]},
     install_requires=REQUIREMENTS,
-    extras_require=BUCKETS | PREPARE | {"dev": DEVELOPMENT},
+    extras_require=BUCKETS | {"dev": DEVELOPMENT},
 )
