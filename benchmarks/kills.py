@@ -20,6 +20,7 @@ from absl import app, flags
 from etils import epath
 
 from cdcd_jax.training import steps, workdir
+from cdcd_jax.training.checkpoint import newest_step
 
 KILLS = flags.DEFINE_integer("kills", 25, "How often the run is killed.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
@@ -53,7 +54,7 @@ class Run:
 
     def saved(self) -> int:
         """The newest checkpoint that counts; 0 if there is none."""
-        return max(steps.listed(epath.Path(self.workdir / "checkpoints")), default=0)
+        return newest_step(epath.Path(self.workdir)) or 0
 
     def began_at(self) -> int:
         """The step that the last life went on from."""
@@ -64,8 +65,7 @@ class Run:
         return workdir.lines(epath.Path(self.workdir / "metrics.jsonl"))
 
     def reached(self) -> int:
-        lines = self.lines()
-        return lines[-1]["step"] if lines else 0
+        return workdir.last_step(epath.Path(self.workdir / "metrics.jsonl"))
 
 
 def main(_: list[str]) -> None:

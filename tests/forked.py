@@ -52,6 +52,14 @@ class Process:
         wait([self._process.sentinel], timeout)
         return self.poll()
 
+    def finish(self, timeout: float) -> int | None:
+        """Waits for its end, and kills it when that has not come within so many seconds; the code then is None."""
+        code = self.wait(timeout)
+        if code is None:
+            self.kill()
+            self.wait()
+        return code
+
     def kill(self) -> None:
         """SIGKILL, unless it has ended."""
         with READING:
@@ -73,11 +81,7 @@ def door(name: str, *args: object, timeout: float = 250.0) -> Ended:
     """Runs a door to its end; code is None where it had to be killed."""
     with tempfile.TemporaryDirectory() as folder:
         streams = [os.path.join(folder, stream) for stream in ("stdout", "stderr")]
-        process = begin(name, [str(a) for a in args], streams)
-        code = process.wait(timeout)
-        if code is None:
-            process.kill()
-            process.wait()
+        code = begin(name, [str(a) for a in args], streams).finish(timeout)
         return Ended(code, *(pathlib.Path(stream).read_text() for stream in streams))
 
 

@@ -70,10 +70,7 @@ class Place:
                 os.kill(process.pid, signal.SIGKILL)
                 break
             time.sleep(0.1)
-        code = process.wait(max(deadline - time.monotonic(), 0))
-        if code is None:
-            process.kill()
-            process.wait()
+        code = process.finish(max(deadline - time.monotonic(), 0))
         return forked.Ended(code, *(pathlib.Path(stream).read_text() for stream in streams))
 
 

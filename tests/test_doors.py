@@ -100,7 +100,6 @@ def test_the_forked_door_is_the_real_one(run_door):
     assert (real.returncode, real.stdout, real.stderr) == tuple(forked.door("train", *args))
 
 
-
 def test_every_thread_reads_a_forked_doors_code(tmp_path):
     """The code lies in a pipe and can be read once: see forked.READING."""
     process = forked.begin("evaluate", [f"--workdir={tmp_path}"], [os.devnull, os.devnull])

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from cdcd_jax.config import Config, defaults, from_dict
 from cdcd_jax.data.pipeline import unigram_log_probabilities
@@ -18,6 +19,7 @@ from cdcd_jax.data.tokenizers import CharTokenizer
 from cdcd_jax.evaluation.model import Model
 from cdcd_jax.parallel.mesh import AXES, batch_sharding
 from cdcd_jax.parallel.sharding import shardings
+from cdcd_jax.training.checkpoint import newest_step
 from cdcd_jax.training.state import TrainState, init_state
 from cdcd_jax.training.step import Step, make_step
 
@@ -70,8 +72,7 @@ def corpus(number: int = 200) -> str:
 
 def saved(workdir: pathlib.Path) -> int:
     """The newest checkpoint that counts; 0 if there is none."""
-    names = {path.name for path in (workdir / "checkpoints").glob("*")}
-    return max((int(name) for name in names if name.isdigit() and f"{name}.unfinished" not in names), default=0)
+    return newest_step(epath.Path(workdir)) or 0
 
 
 def tokens(rows: int = 8) -> np.ndarray:

@@ -40,8 +40,7 @@ def life(folder: pathlib.Path, workdir: pathlib.Path, *flags: str, limit: int = 
         time.sleep(0.01)
     if limit:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
-    code = process.wait(max(0.0, deadline - time.monotonic()))
-    process.kill()
+    code = process.finish(max(0.0, deadline - time.monotonic()))
     return code, " ".join(log.read_text().split())
 
 
