@@ -9,7 +9,7 @@ INSTALLED = $(VENV)/installed
 CONFIG ?= configs/demo.py
 WORKDIR ?= runs/demo
 TRAIN_FLAGS ?=
-WORKERS ?= 0
+WORKERS ?= 2
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
 LOCK_FLAGS ?=
@@ -87,7 +87,7 @@ $(WORKDIR)/samples/template.jsonl: $(METRICS)
 $(WORKDIR)/report.html: $(METRICS) $(SAMPLES) $(EVALS)
 	$(BIN)/python -m cdcd_jax.report --workdir=$(WORKDIR)
 
-## make test       lint, then every test that is not marked slow (WORKERS=2: in two processes; PYTEST_FLAGS: more of pytest's flags)
+## make test       lint, then every test that is not marked slow (in two processes; WORKERS=0: in one; PYTEST_FLAGS: more of pytest's flags)
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(PYTEST_FLAGS)
 
