@@ -5,11 +5,13 @@ from setuptools import find_packages, setup
 # Lower bounds are the oldest releases that the code was run with. What a bound stands for beyond that is said beside it.
 REQUIREMENTS = [
     "absl-py>=2.3",  # the flags of the doors
+    "array-record>=0.8.1",  # the files of prepared data: random access to records
     "clu>=0.0.12",  # metric_writers; they import TensorFlow and tensorboard without declaring either (see below)
     "etils[epath]>=1.13",  # workdirs on disk or in a bucket through one Path
     "flax>=0.12.8",  # linen
     "fsspec>=2025.3",  # listings with sizes and checksums, on disk or in a bucket; epath's own way to buckets
     "grain>=0.2.18",  # ElasticIterator: a data position that does not depend on the number of hosts
+    "importlib_resources>=6.4",  # tensorflow-datasets imports it without declaring it
     "jax>=0.10.2",  # the newest release for Python 3.11; 3.12 and later get a newer one from the same lock
     "jaxtyping>=0.3.4",
     "jinja2>=3.1",
@@ -26,6 +28,7 @@ REQUIREMENTS = [
     # TensorFlow, for clu alone: the build for CPUs is half the size, but exists for x86 only.
     "tensorflow-cpu>=2.20; platform_machine == 'x86_64' or platform_machine == 'AMD64'",
     "tensorflow>=2.20; platform_machine != 'x86_64' and platform_machine != 'AMD64'",
+    "zstandard>=0.25",  # texts that end in .zst
 ]
 
 # What a workdir or a text in a bucket needs, for each kind; the code names the package that is missing.
@@ -34,9 +37,17 @@ BUCKETS = {
     "s3": ["s3fs>=2026.9"],  # s3://
 }
 
+# What preparing data takes besides: for corpora that outgrow one machine, and for data sets named hf:...
+SOURCES = {
+    "beam": ["apache-beam>=2.70"],
+    "hf": ["datasets>=4.4"],
+}
+
 DEVELOPMENT = [
     *BUCKETS["gcs"],
     *BUCKETS["s3"],
+    *SOURCES["beam"],
+    *SOURCES["hf"],
     "beartype>=0.22",  # checks the shape annotations while the tests run
     "flask-cors>=6.0",  # moto's server imports it; moto[server] would bring thirty packages more, for services other than S3
     "gcp-storage-emulator>=2026.7",  # gs:// on loopback, for tests/test_bucket.py
@@ -61,5 +72,5 @@ setup(
     packages=find_packages(include=["cdcd_jax", "cdcd_jax.*"]),
     package_data={"cdcd_jax.reporting": ["templates/*"]},
     install_requires=REQUIREMENTS,
-    extras_require=BUCKETS | {"dev": DEVELOPMENT},
+    extras_require=BUCKETS | SOURCES | {"dev": DEVELOPMENT},
 )
