@@ -29,12 +29,24 @@ def sentence(error: BaseException) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    source: str = "kjv"  # an embedded text's name, or a path or glob of UTF-8 text files
+    # An embedded text's name; a path or glob of text or JSON lines (.txt, .jsonl, each also .gz or .zst), where {split} stands for train, valid and
+    # test; a prepared folder; "tfds:name/config"; "hf:name/config" or "hf:folder".
+    source: str = "kjv"
+    text_key: str = "text"  # the field of JSON lines or of a data set's examples that holds the text
     alphabet: str = "text"  # "text": as it is; "27": lower-case a-z and single spaces, digits spelled out (text8's format)
+    # Where the source has no splits of its own: "tail", the end of the text; "exact", the same to the very character, as text8 has it; "hash", by a
+    # hash of each document. "auto" is "hash" for JSON lines and data sets, "tail" for text.
+    split: str = "auto"
+    valid_fraction: float = 0.05  # held out, for scoring while training and after
+    test_fraction: float = 0.0  # held out as well, for scoring once
+    valid_split: str = ""  # of a TFDS or Hugging Face data set, the split that is held out; "": its validation split, or else part of the train split
     tokenizer: str = "sentencepiece"  # "sentencepiece", "char" or "byte"
+    tokenizer_from: str = ""  # a folder with a tokenizer to use, of a run or of prepared data, instead of making one
     vocab_size: int = 32_000  # SentencePiece only; the other tokenizers count what they find
     sequence_length: int = 64
-    valid_fraction: float = 0.05  # the last part of the text, held out
+    # Rows of prepared data: "wrap", of documents joined and cut; "pack", of several documents, none of which sees another; "pad", of one document.
+    packing: str = "wrap"
+    pad_insertion: float = 0.0  # share of PAD tokens inserted at random into training rows, for texts of variable length (Strudel et al. 2022)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +217,8 @@ def to_json(config: Config) -> str:
 CHOICES = {
     "objective": ("cdcd",),
     "data.alphabet": ("text", "27"),
+    "data.split": ("auto", "tail", "exact", "hash"),
+    "data.packing": ("wrap", "pack", "pad"),
     "data.tokenizer": ("sentencepiece", "char", "byte"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "dots", "names"),
@@ -223,8 +237,8 @@ POSITIVE = (
     "sample.num_steps sample.score_temperature sample.initial_noise_scale"
 ).split()
 FRACTIONS = (
-    "data.valid_fraction train.given_fraction train.prefix_fraction train.conditioning_dropout train.position_sigma_fraction optim.decay_fraction "
-    "optim.ema_decay optim.b1 optim.b2 diffusion.warp_ema_decay"
+    "data.valid_fraction data.test_fraction data.pad_insertion train.given_fraction train.prefix_fraction train.conditioning_dropout "
+    "train.position_sigma_fraction optim.decay_fraction optim.ema_decay optim.b1 optim.b2 diffusion.warp_ema_decay"
 ).split()
 ZERO_OR_MORE = (
     "optim.clip_norm", "optim.warmup_steps", "diffusion.warp_floor", "checkpoint.keep_every_steps", "hosts.stall_seconds", "sample.guidance",
