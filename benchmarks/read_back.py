@@ -1,4 +1,4 @@
-"""python -m benchmarks.read_back --config=configs/demo.py --output=DIR: prepares a config's source, and holds all that was written against the source.
+"""python -m benchmarks.read_back --config=configs/demo.py --output=DIR: prepares a config's source, and compares what was written.
 
 Of joined documents the decoded rows of a split must be its text, up to the tokens that no row is left for; of documents that are whole in their rows,
 every one must be there, as often as it is in the source. Prints a line of JSON. Text and tokens are in memory: for a gigabyte at most.

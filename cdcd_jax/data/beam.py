@@ -67,6 +67,8 @@ def _map(options: PipelineOptions, path: epath.Path, function: Callable[[Any], A
         )
     found = sorted(pickle.loads(path.read_bytes()), key=lambda result: result[0])
     path.unlink()
+    if not files.in_bucket(path) and not any(path.parent.iterdir()):
+        path.parent.rmdir()
     for _, mistake, _ in found:
         if mistake:
             raise UserError(mistake)

@@ -177,7 +177,9 @@ def test_another_plan_begins_anew_or_is_refused(config, tmp_path, change, said):
     assert tiny.snapshot(folder) == before
 
 
-@pytest.mark.parametrize("name", ["letter.txt", "unfinished/draft.txt", "unfinished/tokens.txt", "tokenizer/tokenizer.json", "train-00000-of-00001.array_record"])
+@pytest.mark.parametrize(
+    "name", ["letter.txt", "unfinished/draft.txt", "unfinished/tokens.txt", "tokenizer/tokenizer.json", "train-00000-of-00001.array_record"]
+)
 def test_a_folder_of_others_is_refused(config, tmp_path, name):
     corpora.write(tmp_path / "out" / name, "dear diary")
     before = tiny.snapshot(tmp_path / "out")
