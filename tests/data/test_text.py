@@ -149,8 +149,8 @@ def test_places_are_those_in_the_file_from_any_stretch(tmp_path, monkeypatch):
     path = corpora.write(tmp_path / "a.jsonl", lines + b"no\n")
     assert "has in line 61 no JSON" in refused(path, (len(lines) // 2, len(lines) + 3))
     monkeypatch.setattr(text, "LONGEST_LINE", 200)
-    path = corpora.write(tmp_path / "b.jsonl", json.dumps({"text": "b" * 3000}))
-    assert "has at byte 1,000 a line of more than 0 MB" in refused(path, (1000, 2000))
+    path = corpora.write(tmp_path / "b.jsonl", "\n\n" + json.dumps({"text": "b" * 3000}))
+    assert "has in line 3 more than 0 MB" in refused(path, (1000, 2000))
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
