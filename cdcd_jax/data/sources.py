@@ -6,7 +6,7 @@ import re
 
 from etils import epath
 
-from cdcd_jax.config import UserError, did_you_mean
+from cdcd_jax.config import DataConfig, UserError, did_you_mean
 from cdcd_jax.data import files
 
 EMBEDDED = ("kjv",)
@@ -33,6 +33,12 @@ def load_text(source: str, alphabet: str) -> str:
     if not letters:
         raise UserError(f'data.source {source!r} holds no letter a-z and no digit, so data.alphabet = "27" leaves nothing of it; use "text".')
     return letters
+
+
+def load_texts(config: DataConfig) -> dict[str, str]:
+    """Stands in until the sources are merged."""
+    train, valid = split(load_text(config.source, config.alphabet), config.valid_fraction)
+    return {"train": train, "valid": valid}
 
 
 def to_27(text: str) -> str:
