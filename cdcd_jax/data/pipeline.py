@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -23,6 +23,7 @@ Batch = dict[str, np.ndarray]
 READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Rows of L tokens, numbered from 0."""
 
