@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import secrets
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -120,6 +121,27 @@ def write_whole(path: epath.Path, content: str | bytes) -> None:
             raise
 
 
+@contextlib.contextmanager
+def filling(path: epath.Path, scratch: epath.Path) -> Iterator[epath.Path]:
+    """For a large file: yields a place on this machine's disk to write it at, and moves it to `path` when the block ends without an error.
+
+    scratch: a folder on the disk of `path`, where a kill may leave what was written. What is for a bucket is copied there, from a temporary folder.
+    """
+    if in_bucket(path):
+        with tempfile.TemporaryDirectory() as folder:
+            local = epath.Path(folder) / path.name
+            yield local
+            local.copy(path, overwrite=True)
+        return
+    scratch.mkdir(parents=True, exist_ok=True)
+    partial = scratch / f"{partial_name(path.name)}{secrets.token_hex(4)}"
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def partial_name(name: str) -> str:
     """How the names begin under which `write_whole` writes a file of that name; a kill may leave one behind."""
     return f".{name}.partial-"
@@ -136,6 +158,12 @@ def kind(path: epath.Path) -> str | None:
         return _filesystem(path).info(str(path))["type"]
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def sizes(folder: epath.Path) -> dict[str, int]:
+    """The bytes of each file in a folder, by its name, from one listing."""
+    listed = _filesystem(folder).ls(str(folder), detail=True)
+    return {about["name"].rstrip("/").rpartition("/")[2]: about["size"] for about in listed if about["type"] == "file"}
 
 
 def matching(pattern: epath.Path) -> list[epath.Path]:

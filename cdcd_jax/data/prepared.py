@@ -4,11 +4,8 @@ The manifest is there only when all else is, and names what all else must be: it
 copied to this machine, where they are known by their content.
 """
 
-import functools
-import hashlib
-import json
+import dataclasses
 import os
-import secrets
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,8 +14,9 @@ from etils import epath
 from jaxtyping import Int
 
 from cdcd_jax.config import DataConfig, UserError
-from cdcd_jax.data import files, records, tokenizers
+from cdcd_jax.data import files, places, records, tokenizers
 from cdcd_jax.data.records import Manifest, Shard
+from cdcd_jax.data.spans import EMBEDDED
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"  # ArrayRecord's own words for it
 THREADS = 16  # hashing frees Python's lock; a bucket or a network disk answers many requests as fast as one
@@ -27,7 +25,7 @@ ANEW = "prepare the text anew, with python -m cdcd_jax.prepare into another fold
 
 def is_folder(source: str) -> bool:
     """Whether data.source names a folder, which must then be a prepared one. Raises UserError where that cannot be found out."""
-    if source.startswith(("tfds:", "hf:")):
+    if source in EMBEDDED or source.partition(":")[0] in places.HUBS:
         return False
     try:
         return files.kind(files.locate(source)) == "directory"
@@ -61,13 +59,15 @@ def _open(path: epath.Path, config: DataConfig) -> "Folder":
     if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
         raise UserError(f"{path / records.TOKENIZER} is not the tokenizer that {path} was prepared with: put that one back, or {ANEW}.")
     _check_config(config, manifest, tokenizer)
+    sizes = files.sizes(path)
     for shard in manifest.shards:
-        there = path / shard.name
-        if not there.exists():
-            raise UserError(f"the shard {there} is missing: put it back, or {ANEW}.")
-        if (size := there.stat().length) != shard.bytes:
-            raise UserError(f"the shard {there} has {size:,} bytes instead of {shard.bytes:,}: put the whole one back, or {ANEW}.")
-    return Folder(path, manifest, tokenizer, _token_counts(path, tokenizer))
+        if (size := sizes.get(shard.name)) != shard.bytes:
+            fault = "is missing" if size is None else f"has {size:,} bytes instead of {shard.bytes:,}"
+            raise UserError(f"the shard {path / shard.name} {fault}: put the right one back, or {ANEW}.")
+    counts = records.read_token_counts(path)
+    if len(counts) != tokenizer.vocab_size:
+        raise UserError(f"{path / records.TOKEN_COUNTS} counts {len(counts)} tokens, and the tokenizer has {tokenizer.vocab_size}: {ANEW}.")
+    return Folder(path, manifest, tokenizer, counts)
 
 
 def _check_config(config: DataConfig, manifest: Manifest, tokenizer: tokenizers.Tokenizer) -> None:
@@ -89,17 +89,6 @@ def _check_config(config: DataConfig, manifest: Manifest, tokenizer: tokenizers.
                 f"{config.source!r} was prepared with another tokenizer than that in {config.tokenizer_from!r}: "
                 f"leave data.tokenizer_from out, or {ANEW}."
             )
-
-
-def _token_counts(path: epath.Path, tokenizer: tokenizers.Tokenizer) -> Int[np.ndarray, "V"]:
-    there = path / records.TOKEN_COUNTS
-    try:
-        counts = np.array(json.loads(there.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{there} cannot be read ({error}): put it back, or {ANEW}.") from error
-    if counts.shape != (tokenizer.vocab_size,) or counts.dtype.kind != "i" or counts.min() < 0:
-        raise UserError(f"{there} does not hold a count for each of the {tokenizer.vocab_size} tokens: put it back, or {ANEW}.")
-    return counts
 
 
 class Folder:
@@ -127,14 +116,12 @@ class Folder:
 
     def local(self, shard: Shard) -> str:
         """Where a shard lies on this machine, its content verified."""
-        path = self.path / shard.name
         if shard.name not in self._places:
-            try:
-                if not files.in_bucket(path) and _digest(path) != shard.sha256:
-                    raise _another(path)
-                self._places[shard.name] = _cached(path, shard) if files.in_bucket(path) else str(path)
-            except files.failures() as error:
-                raise UserError(f"the shard {path} cannot be read: {files.reason(error)}.") from error
+            path = self.path / shard.name
+            place, fault = _cached(path, shard) if files.in_bucket(path) else (path, records.fault(str(self.path), shard))
+            if fault:
+                raise UserError(f"the shard {path} {fault}: put the right one back, or {ANEW}.")
+            self._places[shard.name] = str(place)
         return self._places[shard.name]
 
 
@@ -167,32 +154,15 @@ class Records:
             raise UserError(f"the shard {self._folder.path / shard.name} cannot be read any more ({str(error).partition(';')[0]}).") from error
 
 
-def _another(path: epath.Path) -> UserError:
-    return UserError(f"the shard {path} has another content than was prepared: put the right one back, or {ANEW}.")
-
-
-def _digest(path: epath.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _cached(path: epath.Path, shard: Shard) -> str:
-    """The copy on this machine of a shard in a bucket: made if it is not there, and verified whenever it is used."""
-    home = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    copy = home / "cdcd_jax" / "shards" / shard.sha256
-    if copy.exists() and copy.stat().length == shard.bytes and _digest(copy) == shard.sha256:
-        return str(copy)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    partial = copy.with_name(f"{files.partial_name(copy.name)}{secrets.token_hex(4)}")
-    digest = hashlib.sha256()
+def _cached(path: epath.Path, shard: Shard) -> tuple[epath.Path, str]:
+    """The copy on this machine of a bucket's shard, and what is wrong with it. It is named by its content, and made again if it is not that."""
+    cache = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cdcd_jax" / "shards"
+    copy, named = cache / shard.sha256, dataclasses.replace(shard, name=shard.sha256)
+    if not records.fault(str(cache), named):
+        return copy, ""
     try:
-        with path.open("rb") as source, partial.open("wb") as target:
-            for block in iter(functools.partial(source.read, 1 << 24), b""):
-                digest.update(block)
-                target.write(block)
-        if digest.hexdigest() != shard.sha256:
-            raise _another(path)
-        partial.replace(copy)
-    finally:
-        partial.unlink(missing_ok=True)
-    return str(copy)
+        with files.filling(copy, cache) as partial:
+            path.copy(partial, overwrite=True)
+    except files.failures() as error:
+        raise UserError(f"the shard {path} cannot be copied to {copy}: {files.reason(error)}.") from error
+    return copy, records.fault(str(cache), named)

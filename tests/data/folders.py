@@ -43,13 +43,13 @@ def make(folder: epath.Path, length: int, packing: str, numbers: dict[str, int],
             name = f"{split}-{k:05d}-of-{total:05d}.array_record"
             part = found[k * per_shard : (k + 1) * per_shard]
             records.write_shard(folder / name, part)
-            content = (folder / name).read_bytes()
-            shards.append({"name": name, "split": split, "num_records": len(part), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+            size, digest = records.digest(folder / name)
+            shards.append({"name": name, "split": split, "num_records": len(part), "bytes": size, "sha256": digest})
     (folder / records.TOKEN_COUNTS).write_text(json.dumps(counts.tolist()))
     manifest = {
         "format": records.FORMAT, "source": "random", "num_records": sum(numbers.values()), "record_length": length,
         "num_characters": sum(split["num_characters"] for split in splits.values()), "tokenizer_fingerprint": TOKENIZER.fingerprint,
-        "data_fingerprint": hashlib.sha256(json.dumps(shards).encode()).hexdigest(), "dtype": "uint16", "packing": packing,
+        "data_fingerprint": hashlib.sha256(json.dumps(shards).encode()).hexdigest(), "plan": {}, "dtype": "uint16", "packing": packing,
         "config": {"alphabet": "text"}, "inputs": [], "splits": splits, "shards": shards,
     }  # fmt: skip
     (folder / records.MANIFEST).write_text(json.dumps(manifest))
