@@ -162,7 +162,7 @@ def test_each_document_has_a_number_of_given_tokens_of_its_own(prefix_fraction: 
 
 def test_scores_are_means_over_the_documents_tokens() -> None:
     """Of a row of two documents, the means are those of the two by themselves, each weighed by its tokens."""
-    measure = telemetry.make_measure(CONFIG, APPLY)
+    measure = quick(telemetry.make_measure(CONFIG, APPLY))
     tokens = jax.random.randint(jax.random.key(1), (3, L), 0, V)
 
     def of(*sizes: int) -> telemetry.Measured:
