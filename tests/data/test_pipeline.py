@@ -7,6 +7,7 @@ import pytest
 
 from cdcd_jax.config import DataConfig, UserError
 from cdcd_jax.data import padding, pipeline, sources, tokenizers
+from tests import corpora
 
 TOKENS = np.arange(1000, 1203, dtype=np.int32)  # a token names its own place
 
@@ -50,7 +51,7 @@ def test_the_unigram_entropy_of_the_king_james(kjv_corpus):
 
 
 def test_load_corpus(kjv, kjv_corpus):
-    texts, tokenizer = sources.load_texts(DataConfig(source="kjv")), kjv_corpus.tokenizer
+    texts, tokenizer = dict(zip(("train", "valid"), corpora.split(kjv, 0.05), strict=True)), kjv_corpus.tokenizer
     assert list(kjv_corpus.splits) == ["train", "valid"] and kjv_corpus.pads is None
     for name, split in kjv_corpus.splits.items():
         tokens = tokenizer.encode(texts[name])
