@@ -67,6 +67,9 @@ def prepare(
         job = Job(config, str(folder), _digest([plan, tokenizer.fingerprint]))
         numbered = list(enumerate(listing.parts))
         streams = list(watch("parts tokenised", len(numbered), run(functools.partial(stages.tokenise, job), numbered)))
+        everything = [stream for of_part in streams for stream in of_part.values()]
+        if not any(stream.characters for stream in everything):
+            raise sources.no_text(config, sum(stream.empty for stream in everything))
         layouts = {split: _lay_out(config, tokenizer.vocab_size, streams, split) for split in sources.SPLITS}
         _check_sizes(config, layouts)
         fillings = [filling for layout in layouts.values() for filling in layout.fillings]
@@ -340,5 +343,5 @@ def _counts(job: Job, layout: Layout, streams: list[Stream], empty: int) -> reco
         num_characters=characters - (0 if alone else len(sources.joiner(job.config))),  # the first is joined to none
         num_documents=sum(stream.documents for stream in streams),
         tokens_dropped=layout.dropped,
-        empty_documents=empty,
+        empty_documents=empty + sum(stream.empty for stream in streams),
     )

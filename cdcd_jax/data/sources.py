@@ -39,7 +39,10 @@ class Part:
 
 
 class Listing(NamedTuple):
-    """inputs: name, bytes and sha256 of each file, or of each split of a data set. empty_documents: how many each split had and were left out."""
+    """inputs: name, bytes and sha256 of each file, or of each split of a data set.
+
+    empty_documents: how many each split has that are left out, besides those that `read_some` tells of.
+    """
 
     parts: list[Part]
     inputs: list[dict[str, Any]]
@@ -67,7 +70,7 @@ def list_parts(config: DataConfig, run: Map = map) -> Listing:
     scanned = run(functools.partial(spans.scan, config=config), groups)
     facts = dict(zip(listed, itertools.chain.from_iterable(scanned), strict=True))
     if all(fact.blank for fact in facts.values()):
-        raise _nothing(config, facts)
+        raise no_text(config, sum(fact.empty for span, fact in facts.items() if not span.is_text))
     fractions = (0.0 if "valid" in found else config.valid_fraction, 0.0 if "test" in found else config.test_fraction)
     uses: list[Use] = []
     empty = {}
@@ -83,14 +86,17 @@ def list_parts(config: DataConfig, run: Map = map) -> Listing:
 def read(part: Part, config: DataConfig) -> Iterator[Piece]:
     """The text of a part. Raises UserError, naming the file, if it is not what was listed any more, and as `list_parts` does."""
     for split, texts, begins in read_some(part, config):
-        yield from (Piece(split, text, begins) for text in texts)
+        yield from (Piece(split, text, begins) for text in texts if text)
 
 
 def read_some(part: Part, config: DataConfig) -> Iterator[tuple[str, list[str], bool]]:
-    """The same as (split, texts, whether a document begins with each of them), of short documents many at a time."""
+    """The same as (split, texts, whether a document begins with each of them), of short documents many at a time.
+
+    Documents of JSON lines that are empty, and were not found to be when they were listed, come as "": they are to be counted and left out.
+    """
     for use in part.uses:
-        digest, at, begins = hashlib.sha256(), 0, use.begins
-        for some in spans.batches(use.span, config):
+        digest, at, begins = spans.begun(use.span, config), 0, use.begins
+        for some in spans.batches(use.span, config, take=digest.update):
             encoded = spans.update(digest, use.span, some)
             if not use.span.is_text:
                 yield from _documents(use, at, some, encoded, part.fractions)
@@ -105,6 +111,8 @@ def read_some(part: Part, config: DataConfig) -> Iterator[tuple[str, list[str], 
 def _documents(use: Use, at: int, some: list[str], encoded: list[bytes], fractions: Fractions) -> Iterator[tuple[str, list[str], bool]]:
     """Of whole documents, before which come so many characters of the span, those that are used."""
     starts = list(itertools.accumulate(map(len, some), initial=at))
+    if use.stop == spans.UNCOUNTED and "" in some:
+        yield use.split or "train", [""] * some.count(""), True
     if at < use.start or starts[-1] > use.stop or "" in some:
         used = [i for i, document in enumerate(some) if document and use.start <= starts[i] < use.stop]
         some, encoded = [some[i] for i in used], [encoded[i] for i in used]
@@ -118,10 +126,14 @@ def _documents(use: Use, at: int, some: list[str], encoded: list[bytes], fractio
 def load_texts(config: DataConfig) -> dict[str, str]:
     """The text of "train" and "valid", and of "test" if there is any, in memory: the documents of each, joined. Raises UserError as `list_parts`."""
     pieces: dict[str, list[str]] = {split: [] for split in SPLITS}
+    empty = 0
     for part in list_parts(config).parts:
-        for piece in read(part, config):
-            mine = pieces[piece.split]
-            mine += [joiner(config), piece.text] if piece.begins and mine else [piece.text]
+        for split, texts, begins in read_some(part, config):
+            mine, empty = pieces[split], empty + texts.count("")
+            for piece in filter(None, texts):
+                mine += [joiner(config), piece] if begins and mine else [piece]
+    if not any(pieces.values()):
+        raise no_text(config, empty)
     return {split: "".join(mine) for split, mine in pieces.items() if mine or split != "test"}
 
 
@@ -176,12 +188,11 @@ def _inputs(facts: dict[Span, Facts], hashes: dict[str, tuple[int, str]]) -> lis
     return inputs
 
 
-def _nothing(config: DataConfig, facts: dict[Span, Facts]) -> UserError:
-    """Why there is nothing to read."""
+def no_text(config: DataConfig, empty: int) -> UserError:
+    """Why there is nothing to read, where so many documents are empty."""
     source, plain = f"data.source {config.source!r}", dataclasses.replace(config, alphabet="text")
-    if config.alphabet == "27" and not all(fact.blank for span in facts for fact in spans.scan((span,), plain)):
+    if config.alphabet == "27" and any(any(texts) for part in list_parts(plain).parts for _, texts, _ in read_some(part, plain)):
         return UserError(f'{source} holds no letter a-z and no digit, so data.alphabet = "27" leaves nothing of it; use "text".')
-    empty = sum(fact.empty for span, fact in facts.items() if not span.is_text)
     if empty:
         return UserError(f"{source} is empty: none of its {empty:,} documents has any text.")
     return UserError(f"{source} is empty; it must hold UTF-8 text.")

@@ -12,6 +12,7 @@ from cdcd_jax.config import DataConfig, UserError
 from cdcd_jax.data import hub, text
 
 EMBEDDED = ("kjv",)
+UNCOUNTED = 1 << 62
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Span:
 class Facts(NamedTuple):
     """What a span holds, after the alphabet. Documents of nothing but white space are empty; they count for nothing but `empty`.
 
+    Of JSON lines that are divided by hash the lines are counted, and their characters are UNCOUNTED: empty ones are found when they are read.
     left, right: whether a stretch of 27 letters begins or ends with a space, which may be too many. sha256, size: of a file that is read whole.
     """
 
@@ -65,10 +67,16 @@ def documents(span: Span, config: DataConfig) -> Iterator[str]:
     return itertools.chain.from_iterable(batches(span, config))
 
 
-def batches(span: Span, config: DataConfig, see: Callable[[bytes], None] = lambda block: None) -> Iterator[list[str]]:
+def nothing(block: bytes) -> None:
+    """What sees a block and does nothing."""
+
+
+def batches(
+    span: Span, config: DataConfig, see: Callable[[bytes], None] = nothing, take: Callable[[bytes], None] = nothing
+) -> Iterator[list[str]]:
     """The same, one piece or some documents at a time: what is done to short documents costs more than what is done with them.
 
-    see: called with every block of a file that is read whole.
+    see: called with every block of a file that is read whole. take: called with every block of JSON lines, unpacked.
     """
     if span.kind == "embedded":
         whole = king_james()
@@ -77,7 +85,7 @@ def batches(span: Span, config: DataConfig, see: Callable[[bytes], None] = lambd
     if span.kind == "text":
         return ([piece] for piece in text.read_text(span.place, span.first, span.last, config.alphabet, see))
     if span.kind == "lines":
-        found = text.read_lines(span.place, span.first, span.last, config.text_key, see)
+        found = text.read_lines(span.place, span.first, span.last, config.text_key, see, take)
     elif span.kind == "tfds":
         found = hub.read_tfds(span.place, span.split, span.first, span.last, config.text_key)
     else:
@@ -87,12 +95,20 @@ def batches(span: Span, config: DataConfig, see: Callable[[bytes], None] = lambd
     return (["" if document.isspace() else document for document in some] for some in found)
 
 
+def begun(span: Span, config: DataConfig) -> Any:
+    """A span's digest before anything was read. What decides how JSON lines are read is in it, since the lines themselves do not say."""
+    return hashlib.sha256(f"{config.alphabet} {config.text_key}".encode() if span.kind == "lines" else b"")
+
+
 def update(digest: Any, span: Span, documents: list[str]) -> list[bytes]:
-    """Takes a batch into a span's digest: of a text's characters, or of documents, each with its end. Returns the bytes of each."""
+    """Takes a batch into a span's digest: of a text's characters, or of documents, each with its end. Returns the bytes of each.
+
+    That of JSON lines is a digest of the lines, which are taken when they are read.
+    """
     data = [document.encode("utf-8") for document in documents]
     if span.is_text:
         digest.update(data[0])
-    else:
+    elif span.kind != "lines":
         digest.update(b"\xff".join([*filter(None, data), b""]))  # each and a byte that is in no UTF-8
     return data
 
@@ -103,16 +119,21 @@ def scan(spans: tuple[Span, ...], config: DataConfig) -> list[Facts]:
 
 
 def _scan(span: Span, config: DataConfig) -> Facts:
-    digest, raw, raw_size = hashlib.sha256(), hashlib.sha256(), 0
+    digest, raw, raw_size = begun(span, config), hashlib.sha256(), 0
 
     def see(block: bytes) -> None:
         nonlocal raw_size
         raw.update(block)
         raw_size += len(block)
 
+    if span.kind == "lines" and config.split in ("auto", "hash"):  # nobody asks for more, and to read the JSON twice would be dear
+        number = text.count_lines(span.place, span.first, span.last, see, digest.update)
+        if number != 1:
+            return Facts(digest.hexdigest(), UNCOUNTED, raw_size, number, 0, not number, False, False, raw.hexdigest() if span.whole else "")
+        digest, raw, raw_size = begun(span, config), hashlib.sha256(), 0  # of one document more can be said, and it may be no such line at all
     characters = size = full = empty = 0
     blank, first, last = True, "", ""
-    for some in batches(span, config, see):
+    for some in batches(span, config, see, digest.update):
         size += sum(map(len, update(digest, span, some)))
         characters += sum(map(len, some))
         without = some.count("")

@@ -71,7 +71,7 @@ def _joined(config: DataConfig, part: sources.Part) -> Iterator[sources.Piece]:
     join, texts, sizes = sources.joiner(config), dict[str, list[str]](), dict[str, int]()
     for split, some, begins in sources.read_some(part, config):
         mine = texts.setdefault(split, [])
-        mine += (join + text for text in some) if begins else some
+        mine += (join + text for text in some if text) if begins else some
         sizes[split] = sizes.get(split, 0) + sum(map(len, some))
         if sizes[split] >= BATCH:
             yield sources.Piece(split, "".join(mine), False)

@@ -39,8 +39,7 @@ def _tokenizer(folder: str, key: str) -> tokenizers.Tokenizer:
     return tokenizers.load(folder)
 
 
-@functools.lru_cache(maxsize=1)
-def _can_encode(tokenizer: Any, text: str) -> bool:
+def _can_encode(tokenizer: tokenizers.Tokenizer, text: str) -> bool:
     try:
         tokenizer.encode(text)
     except UserError:
@@ -61,6 +60,7 @@ class Stream(NamedTuple):
 
     bare: bytes of these words as they are if no document comes before; joined: the bytes that follow, of the same words if one does. alone: none may,
     since the tokenizer lacks what would join them. tokens: in rows of whole documents. characters: with what joins each document to the one before.
+    empty: documents left out, besides those that were found when the source was listed.
     """
 
     bytes: int
@@ -71,6 +71,7 @@ class Stream(NamedTuple):
     tokens: int
     characters: int
     documents: int
+    empty: int
 
 
 class Writer:
@@ -83,12 +84,17 @@ class Writer:
         self._texts: list[str] = []
         self._begins: list[bool] = []
         self._held = np.zeros(0, np.int32)  # the end of a document that may go on
-        self._size = self._bytes = self._bare = self._joined = self._tokens = self._characters = self._documents = 0
+        self._size = self._bytes = self._bare = self._joined = self._tokens = self._characters = self._documents = self._empty = 0
         self._alone = self._headed = False  # whether no document may come before; whether the first words are to be written
         self._digest = hashlib.sha256()
 
     def add(self, texts: list[str], begins: bool) -> None:
-        """More pieces, one at least; whether a document begins with each of them, or none does."""
+        """More pieces; whether a document begins with each of them, or none does."""
+        if "" in texts:
+            self._empty += texts.count("")
+            texts = [text for text in texts if text]
+        if not texts:
+            return
         first = not self._characters
         self._documents += len(texts) if begins else 0
         if not self._join:
@@ -108,7 +114,7 @@ class Writer:
         if self._config.packing != "wrap":
             self._write_rows(self._held, np.array([len(self._held)]))
         return Stream(
-            self._bytes, self._digest.hexdigest(), self._bare, self._joined, self._alone, self._tokens, self._characters, self._documents
+            self._bytes, self._digest.hexdigest(), self._bare, self._joined, self._alone, self._tokens, self._characters, self._documents, self._empty
         )
 
     def _begun(self, text: str) -> list[str]:

@@ -62,14 +62,30 @@ def read_text(name: str, first: int, last: int, alphabet: str, see: Callable[[by
     return pieces(letters(texts, whole) if alphabet == "27" else texts)
 
 
-def read_lines(name: str, first: int, last: int, key: str, see: Callable[[bytes], None]) -> Iterator[list[str]]:
+def count_lines(name: str, first: int, last: int, see: Callable[[bytes], None], take: Callable[[bytes], None]) -> int:
+    """How many lines begin in bytes [first, last), or in all of the file if both are 0, with anything but white space in them.
+
+    see: as in `read_text`. take: called with every block of the lines, unpacked. Raises UserError for a line that is too long.
+    """
+    start, blocks = _stretch(name, first, last, see, take)
+    number = found = 0
+    try:
+        for lines in _lines(blocks):
+            number += len(lines)
+            found += sum(not line.isspace() for line in lines if line)
+    except _NoLine as error:
+        raise _bad(name, f"has in line {_lines_before(name, start) + number + error.further:,} {error}") from error
+    return found
+
+
+def read_lines(
+    name: str, first: int, last: int, key: str, see: Callable[[bytes], None], take: Callable[[bytes], None]
+) -> Iterator[list[str]]:
     """The texts that stand at `key` in the JSON lines that begin in bytes [first, last), or in all if both are 0, some at a time; "" for null.
 
-    see: as in `read_text`. Raises UserError, naming the line, for what is no such line, is too long, or has no text at `key`.
+    see, take: as in `count_lines`. Raises UserError, naming the line, for what is no such line, is too long, or has no text at `key`.
     """
-    whole = not (first or last)
-    start = 0 if whole else _place(name, first, _line)
-    blocks = _unpacked(name, see) if whole else _between(name, start, _place(name, last, _line))
+    start, blocks = _stretch(name, first, last, see, take)
     number = 0
     try:
         for lines in _lines(blocks):
@@ -85,6 +101,15 @@ def read_lines(name: str, first: int, last: int, key: str, see: Callable[[bytes]
             yield texts
     except _NoLine as error:
         raise _bad(name, f"has in line {_lines_before(name, start) + number + error.further:,} {error}") from error
+
+
+def _stretch(
+    name: str, first: int, last: int, see: Callable[[bytes], None], take: Callable[[bytes], None]
+) -> tuple[int, Iterator[bytes]]:
+    """Where a stretch of whole lines begins, and its blocks, unpacked."""
+    whole = not (first or last)
+    start = 0 if whole else _place(name, first, _line)
+    return start, _seen(_unpacked(name, see) if whole else _between(name, start, _place(name, last, _line)), take)
 
 
 def pieces(texts: Iterable[str]) -> Iterator[str]:

@@ -120,7 +120,10 @@ def serve(descriptor: int) -> None:
             answer = ("", function(item))
         except UserError as error:
             answer = (str(error), None)
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except OSError:  # nobody is there any more
+            return
 
 
 def _listen(connection: Connection, tasks: queue.SimpleQueue[Any]) -> None:

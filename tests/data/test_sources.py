@@ -236,8 +236,11 @@ def test_files_of_all_kinds_are_documents(tmp_path, small, suffix):
 
 def test_empty_documents_are_left_out_and_counted(tmp_path):
     corpora.write(tmp_path / "a.jsonl", corpora.json_lines(["one", "", "  \n", "two"]) + '{"text": null}\n')
-    listing = sources.list_parts(config(tmp_path / "a.jsonl"))
-    assert listing.empty_documents == {"train": 3} and documents(config(tmp_path / "a.jsonl")) == {"train": ["one", "two"]}
+    for split in ("hash", "tail"):  # found when they are read, and when they are listed
+        chosen = config(tmp_path / "a.jsonl", split=split)
+        listing = sources.list_parts(chosen)
+        found = [text for part in listing.parts for _, texts, _ in sources.read_some(part, chosen) for text in texts]
+        assert listing.empty_documents["train"] + found.count("") == 3 and documents(chosen) == {"train": ["one", "two"]}
     corpora.write(tmp_path / "b.jsonl", corpora.json_lines(["", " "]))
     assert "is empty: none of its 2 documents has any text." in refused(tmp_path / "b.jsonl")
     corpora.write(tmp_path / "c.jsonl", corpora.json_lines(["...", " "]))

@@ -27,7 +27,7 @@ def small(monkeypatch):
 
 def lines(*arguments):
     """The texts of JSON lines, which come some at a time."""
-    return list(itertools.chain.from_iterable(text.read_lines(*arguments)))
+    return list(itertools.chain.from_iterable(text.read_lines(*arguments, nothing)))
 
 
 def ranges(size, number, seed=0):
@@ -117,7 +117,10 @@ def test_lines_read_together_are_those_read_one_by_one(tmp_path, monkeypatch):
 
 def refused(name, ends=(0, 0), key="text"):
     with pytest.raises(UserError) as error:
-        list(text.read_lines(str(name), *ends, key, nothing) if text.is_json(str(name)) else text.read_text(str(name), *ends, "text", nothing))
+        if text.is_json(str(name)):
+            lines(str(name), *ends, key, nothing)
+        else:
+            list(text.read_text(str(name), *ends, "text", nothing))
     message = str(error.value)
     assert message.startswith(f"data.source file {str(name)!r} ") and message.endswith(".") and "\n" not in message and len(message) < 400
     return message
