@@ -135,11 +135,14 @@ def filling(path: epath.Path, scratch: epath.Path) -> Iterator[epath.Path]:
         return
     scratch.mkdir(parents=True, exist_ok=True)
     partial = scratch / f"{partial_name(path.name)}{secrets.token_hex(4)}"
+    written = False
     try:
         yield partial
         partial.replace(path)
+        written = True
     finally:
-        partial.unlink(missing_ok=True)
+        if not written:
+            partial.unlink(missing_ok=True)
 
 
 def partial_name(name: str) -> str:

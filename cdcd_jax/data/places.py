@@ -10,7 +10,7 @@ from cdcd_jax.data.spans import EMBEDDED, Span, king_james
 
 Groups = list[tuple[Span, ...]]  # of spans that are read together, by one worker
 PARTS = 128  # into so many groups a source is divided, within these bounds:
-BYTES = (1 << 18, 1 << 24)
+BYTES = (1 << 20, 1 << 24)
 EXAMPLES = (256, 4096)
 HUBS = ("tfds", "hf")
 # What files and data sets call their splits, the usual word first.
