@@ -20,10 +20,21 @@ DONE, MISTAKE, AGAIN = 0, 2, 75
 class UserError(Exception):
     """A mistake of the user's, said in one sentence that names the offending value and what would be right."""
 
+    code = MISTAKE  # what the process ends with
+
+
+class TryAgain(Exception):
+    """What is nobody's mistake and may be gone in a minute (a bucket that answers 503, a host that comes late), said in one sentence without its end:
+    the process ends with AGAIN, on which every launcher starts it again."""
+
+    code = AGAIN
+
 
 def sentence(error: BaseException) -> str:
-    """An error as one line that ends as a sentence does."""
+    """An error as one line that ends as a sentence does; of a TryAgain it says as well what follows."""
     line = " ".join(str(error).split())
+    if isinstance(error, TryAgain):
+        line = f"{line.removesuffix('.')}; leaving with {AGAIN}, to be started again."
     return line if line.endswith((".", "?")) else f"{line}."
 
 

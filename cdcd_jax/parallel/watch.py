@@ -11,7 +11,7 @@ import time
 import traceback
 from types import TracebackType
 
-from cdcd_jax.config import AGAIN, MISTAKE, HostsConfig, UserError, sentence
+from cdcd_jax.config import AGAIN, HostsConfig, TryAgain, UserError, sentence
 from cdcd_jax.interrupts import INTERRUPTED
 from cdcd_jax.parallel import hosts
 from cdcd_jax.parallel.clock import Clock
@@ -23,8 +23,8 @@ WORKING = ("data", "step")  # the phases that all hosts are in together; in the 
 class Watch:
     """`with Watch(config) as clock:` meets the other processes, watches this one inside the block, and hears of failures of the others.
 
-    When the block fails on one of several processes, the others are told, and all leave at once: with 2 for a user's mistake, with 75 when a
-    process has stopped giving signs of life, with 1 for anything else.
+    When the block fails on one of several processes, the others are told, and all leave at once: with 2 for a user's mistake, with 75 for a TryAgain
+    and when a process has stopped giving signs of life, with 1 for anything else.
     """
 
     def __init__(self, config: HostsConfig):
@@ -37,7 +37,7 @@ class Watch:
         threading.Thread(target=self._deadlines, name="deadlines", daemon=True).start()
         try:
             hosts.join(self._config)
-        except UserError:
+        except (UserError, TryAgain):
             self._closed.set()
             raise
         if hosts.several():
@@ -46,8 +46,8 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None and hosts.several():
-            if isinstance(error, UserError):
-                hosts.leave(MISTAKE, f"error: {sentence(error)}")
+            if isinstance(error, (UserError, TryAgain)):
+                hosts.leave(error.code, f"error: {sentence(error)}")
             if isinstance(error, KeyboardInterrupt):
                 hosts.leave(INTERRUPTED, "interrupted.")
             # An error in a collective is the first that one hears of another's end.
