@@ -156,6 +156,8 @@ class Checkpoints:
             self._given_up = step
             self._give_up()
             return reason
+        if step == self._given_up:  # tried again, and whole this time
+            self._given_up = None
         every, there = self.config.keep_every_steps, [*self.steps, step]
         dropped = [s for s in there[: -self.config.keep_last] if not (every and s % every == 0)]
         self.steps = [s for s in there if s not in dropped]

@@ -234,7 +234,10 @@ def test_a_save_that_fails_is_told_and_the_next_one_is_made(size: int, workdir: 
     checkpoints.finish()
     assert checkpoints.failure() is None
     restored, data, _ = checkpoints.restore(tiny.like(large))
+    checkpoints.save(10, large, {}, {})  # what had failed was mended, and is no more in the way of the next
+    checkpoints.finish()
     checkpoints.close()
+    assert checkpoints.steps == listed(epath.Path(workdir)) == [6, 8, 10] and checkpoint.steps.damage(checkpoints.directory, 8) == ""
     assert data == {"global_next_index": 1} and np.array_equal(restored.opt_state["c"], large.opt_state["c"])
 
 
