@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from cdcd_jax.config import MISTAKE, Config, TryAgain, UserError, defaults, did_you_mean, sentence
 from cdcd_jax.interrupts import INTERRUPTED
-from cdcd_jax.parallel.hosts import keep_freed_memory
+from cdcd_jax.parallel.backend import keep_freed_memory
 
 # What Python code that a user wrote, a config file, may raise.
 MISTAKES_IN_A_FILE = (

@@ -1,7 +1,6 @@
 """The clock without gaps, the deadlines of each phase, and what a launcher's settings must be; the processes themselves are in test_hosts.py."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -201,20 +200,3 @@ def test_processes_that_do_not_come_are_waited_for_a_bounded_time(run_door: Any,
             del door_environment[name]
     last = ended.stderr.rstrip().splitlines()[-1]
     assert ended.returncode == 75 and f"waiting for all 2 processes to meet at {address}" in last, ended.stderr
-
-
-def test_on_gpus_xla_watches_as_well_unless_the_user_said_how(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Entry:
-        name = "cuda12"
-
-    monkeypatch.setattr(hosts, "entry_points", lambda group: [Entry()])
-    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
-    hosts._watch_gpus(HostsConfig(compile_seconds=90.0))
-    assert os.environ["XLA_FLAGS"] == "--xla_a=1 --xla_gpu_execution_terminate_timeout=90s"
-    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_execution_terminate_timeout=5s")
-    hosts._watch_gpus(HostsConfig())
-    assert os.environ["XLA_FLAGS"] == "--xla_gpu_execution_terminate_timeout=5s"
-    monkeypatch.setattr(hosts, "entry_points", lambda group: [])
-    monkeypatch.setenv("XLA_FLAGS", "")
-    hosts._watch_gpus(HostsConfig())
-    assert os.environ["XLA_FLAGS"] == ""

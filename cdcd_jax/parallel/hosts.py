@@ -12,8 +12,6 @@ import socket
 import sys
 import threading
 import time
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -24,8 +22,6 @@ from cdcd_jax.config import AGAIN, HostsConfig, UserError, sentence
 INTERVAL = 1.0  # seconds between two signs of life
 LISTEN = "CDCD_MULTIHOST"  # 1: let JAX find out from the platform (TPU pods, GKE, SLURM, MPI) who the processes are
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # or these say so: host:port, N, 0 .. N - 1
-# mallopt's numbers in glibc's malloc.h
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 _joined = False  # whether the processes have met
 _waiting = ""  # what this process waits for while it meets the others
@@ -104,7 +100,6 @@ def join(config: HostsConfig) -> None:
     Raises UserError for settings that make no sense, and when the coordinator's address answers nobody within hosts.meet_seconds.
     """
     global _joined
-    _watch_gpus(config)
     given = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
     if os.environ.get(LISTEN) != "1" and not given:
         return
@@ -177,14 +172,6 @@ def _leave_when_aborted(address: str) -> None:
     library = ctypes.CDLL(None)
     library.signal.restype = ctypes.c_void_p
     library.signal(int(signal.SIGABRT), handler)
-
-
-def _watch_gpus(config: HostsConfig) -> None:
-    """On GPUs XLA has a watchdog of its own; the user's setting comes first."""
-    set_by_user = "--xla_gpu_execution_terminate_timeout" in os.environ.get("XLA_FLAGS", "")
-    if any(entry.name.startswith(("cuda", "xla_cuda", "rocm")) for entry in entry_points(group="jax_plugins")) and not set_by_user:
-        seconds = int(max(config.compile_seconds, config.stall_seconds))
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_execution_terminate_timeout={seconds}s".strip()
 
 
 def first() -> bool:
@@ -283,21 +270,3 @@ def _tell(code: int, text: str) -> None:
         return  # nobody to tell
     if _index() == 0:
         time.sleep(1.8 * INTERVAL)  # the store goes with this process
-
-
-def keep_freed_memory() -> None:
-    """On Linux with glibc, where JAX will run on the CPU: lets the allocator keep what it frees instead of giving it back to the kernel.
-
-    XLA's CPU client allocates its temporary buffers anew in every call, and by default each is mapped, faulted in and unmapped again; keeping them
-    makes a train step of the demo 1.3 to 2 times faster (docs/RESULTS.md). Elsewhere this does nothing. Call it before the backend starts.
-    """
-    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-    accelerator = platforms != "cpu" if platforms else bool(entry_points(group="jax_plugins")) or find_spec("libtpu") is not None
-    if accelerator or not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # another C library
-        return
-    mallopt(_MMAP_MAX, 0)
-    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(_ARENA_MAX, 1)

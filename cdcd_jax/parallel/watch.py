@@ -13,7 +13,7 @@ from types import TracebackType
 
 from cdcd_jax.config import AGAIN, HostsConfig, TryAgain, UserError, sentence
 from cdcd_jax.interrupts import INTERRUPTED
-from cdcd_jax.parallel import hosts
+from cdcd_jax.parallel import backend, hosts
 from cdcd_jax.parallel.clock import Clock
 
 TICK = 0.25  # seconds between two looks at the clock
@@ -34,6 +34,7 @@ class Watch:
         self._signs: dict[str, tuple[float, float]] = {}  # of each process: its last sign of life, and when that was first seen here
 
     def __enter__(self) -> Clock:
+        backend.watch_gpus(self._config)
         threading.Thread(target=self._deadlines, name="deadlines", daemon=True).start()
         try:
             hosts.join(self._config)
