@@ -15,9 +15,10 @@ import time
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-from jax._src import distributed  # the coordination service's client has no public name yet
+from jax._src import clusters, distributed  # neither what JAX knows of platforms nor the coordination service's client has a public name yet
 
-from cdcd_jax.config import AGAIN, HostsConfig, UserError, sentence
+from cdcd_jax.config import AGAIN, HostsConfig, TryAgain, UserError, sentence
+from cdcd_jax.parallel.rollcall import Job
 
 INTERVAL = 1.0  # seconds between two signs of life
 LISTEN = "CDCD_MULTIHOST"  # 1: let JAX find out from the platform (TPU pods, GKE, SLURM, MPI) who the processes are
@@ -94,68 +95,66 @@ def wait_for(what: str) -> None:
     _waiting = what
 
 
-def join(config: HostsConfig) -> None:
-    """Meets the other processes, if a launcher says that there are any; before the first use of a device.
+def find(config: HostsConfig) -> Job | None:
+    """Who this process is, if a launcher says that there are several; None where it is alone.
 
-    Raises UserError for settings that make no sense, and when the coordinator's address answers nobody within hosts.meet_seconds.
+    Raises UserError for settings that make no sense, and TryAgain when the platform does not say it within hosts.meet_seconds.
     """
-    global _joined
     given = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
     if os.environ.get(LISTEN) != "1" and not given:
-        return
-    arguments: dict[str, Any] = {}
-    if given:
-        if len(given) < len(EXPLICIT):
-            missing = " and ".join(name for name in EXPLICIT if name not in given)
-            raise UserError(f"{' and '.join(given)} is set, but not {missing}: set all three, or none of them.")
-        arguments = _explicit(given)
-        if arguments["num_processes"] == 1:
-            return
-        wait_for(f"the coordinator at {arguments['coordinator_address']} (process 0)")
-        if arguments["process_id"] != 0:
-            _knock(arguments["coordinator_address"], 0.9 * config.meet_seconds)  # before the watch's deadline
-        wait_for(f"all {arguments['num_processes']} processes to meet at {arguments['coordinator_address']}")
-    _leave_when_aborted(arguments.get("coordinator_address", "the coordinator's address"))
+        return None
+    if given and len(given) < len(EXPLICIT):
+        missing = " and ".join(name for name in EXPLICIT if name not in given)
+        raise UserError(f"{' and '.join(given)} is set, but not {missing}: set all three, or none of them.")
+    job = _explicit(given) if given else _detected(int(config.meet_seconds))
+    return job if job.count > 1 else None
+
+
+def _explicit(given: dict[str, str]) -> Job:
+    address, number, index = (given[name] for name in EXPLICIT)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"{EXPLICIT[0]}={address} must be host:port.")
+    if not number.isdigit() or int(number) < 1 or not index.isdigit() or int(index) >= int(number):
+        raise UserError(f"{EXPLICIT[2]}={index} must be a number from 0 to {EXPLICIT[1]} - 1, and {EXPLICIT[1]}={number} at least 1.")
+    return Job(address, int(number), int(index))
+
+
+def _detected(seconds: int) -> Job:
+    """What the platform says, as JAX reads it; it may have to wait for the coordinator's name to be known."""
+    wait_for("the platform to say who the processes are")
+    try:
+        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)
+    except (RuntimeError, OSError) as error:
+        raise TryAgain(f"{LISTEN}=1, but the platform does not say who the processes are ({error}; hosts.meet_seconds = {seconds})") from error
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{LISTEN}=1, but JAX cannot read what the platform says ({error!r}): set {', '.join(EXPLICIT)} instead.") from error
+    address, count, index, devices = found
+    if address is None or count is None or index is None:
+        raise UserError(f"{LISTEN}=1, but JAX finds no job here that it knows: set {', '.join(EXPLICIT)} instead.")
+    set_by_user = os.environ.get("JAX_LOCAL_DEVICE_IDS")
+    return Job(address, count, index, detected=True, local_device_ids=None if set_by_user or devices is None else list(devices))
+
+
+def join(job: Job, config: HostsConfig) -> None:
+    """Starts or reaches JAX's coordination service, once all have answered the roll call; before the first use of a device."""
+    global _joined
+    wait_for(f"JAX's coordination service at {job.address}")
+    _leave_when_aborted(job.address)
     # Deaths are noticed and told here, not by JAX, which would end the others with an abort and no word of who is to blame.
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", False)
     patience = int(config.meet_seconds) + 60  # the watch's deadline comes first
+    method = "deactivate" if job.detected else None  # where a launcher names the processes, the platform may still say which devices are whose
     try:
-        jax.distributed.initialize(**arguments, initialization_timeout=patience, heartbeat_timeout_seconds=3600, shutdown_timeout_seconds=60)
-    except RuntimeError as error:  # a port that the life before still holds, say
-        place = arguments.get("coordinator_address", "their coordinator")
-        leave(AGAIN, f"the processes cannot meet at {place} ({sentence(error)[:200]}); leaving with {AGAIN}, to be started again.")
-    except ValueError as error:
-        raise UserError(f"{LISTEN}=1, but JAX finds no job here that it knows ({sentence(error)}): set {', '.join(EXPLICIT)} instead.") from error
+        jax.distributed.initialize(
+            job.address, job.count, job.index, job.local_device_ids, method, initialization_timeout=patience,
+            heartbeat_timeout_seconds=3600, shutdown_timeout_seconds=60,
+        )  # fmt: skip
+    except RuntimeError as error:  # another program took the port in the very moment, say
+        leave(AGAIN, f"the processes cannot meet at {job.address} ({sentence(error)[:200]}); leaving with {AGAIN}, to be started again.")
     wait_for("")
     _joined = True
-
-
-def _explicit(given: dict[str, str]) -> dict[str, Any]:
-    address, number, index = (given[name] for name in EXPLICIT)
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"{EXPLICIT[0]}={address} must be host:port.")
-    if not number.isdigit() or int(number) < 1 or not index.isdigit() or int(index) >= int(number):
-        raise UserError(f"{EXPLICIT[2]}={index} must be a number from 0 to {EXPLICIT[1]} - 1, and {EXPLICIT[1]}={number} at least 1.")
-    return {"coordinator_address": address, "num_processes": int(number), "process_id": int(index)}
-
-
-def _knock(address: str, seconds: float) -> None:
-    """Returns when something listens at the address."""
-    host, _, port = address.rpartition(":")
-    end, reason = time.monotonic() + seconds, ""
-    while time.monotonic() < end:
-        try:
-            with socket.create_connection((host, int(port)), timeout=max(0.1, min(5.0, end - time.monotonic()))):
-                return
-        except OSError as error:
-            reason = error.strerror or str(error)
-            time.sleep(0.2)
-    raise UserError(
-        f"the coordinator at {address} did not answer for {seconds:.1f} s ({reason}): start process 0 there, or mend {EXPLICIT[0]}; "
-        "hosts.meet_seconds is how long to wait."
-    )
 
 
 def _leave_when_aborted(address: str) -> None:

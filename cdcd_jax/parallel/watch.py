@@ -13,9 +13,10 @@ from types import TracebackType
 
 from cdcd_jax.config import AGAIN, HostsConfig, TryAgain, UserError, sentence
 from cdcd_jax.interrupts import INTERRUPTED
-from cdcd_jax.parallel import backend, hosts
+from cdcd_jax.parallel import backend, hosts, rollcall
 from cdcd_jax.parallel.clock import Clock
 
+MARGIN = 10.0  # seconds after which the watch ends a roll call that has not ended itself
 TICK = 0.25  # seconds between two looks at the clock
 WORKING = ("data", "step")  # the phases that all hosts are in together; in the others one may take longer
 
@@ -37,11 +38,16 @@ class Watch:
         backend.watch_gpus(self._config)
         threading.Thread(target=self._deadlines, name="deadlines", daemon=True).start()
         try:
-            hosts.join(self._config)
+            job = hosts.find(self._config)
+            if job is not None:
+                hosts.wait_for(f"all {job.count} processes to call at {job.address}")
+                rollcall.call(job, self._config.meet_seconds)
+                self._clock.begin_anew()
+                hosts.join(job, self._config)
         except (UserError, TryAgain):
             self._closed.set()
             raise
-        if hosts.several():
+        if job is not None:
             threading.Thread(target=self._news, name="news", daemon=True).start()
         return self._clock
 
@@ -65,6 +71,8 @@ class Watch:
     def deadline(self, phase: str) -> float:
         """How many seconds a phase may last without progress."""
         c = self._config
+        if hosts.meeting():
+            return c.meet_seconds + MARGIN
         if phase in WORKING and self._clock.steps:
             step = self._clock.step_seconds
             return c.stall_seconds or (max(60.0, 30.0 * step) if step is not None else c.compile_seconds)
@@ -89,12 +97,10 @@ class Watch:
         looked = time.monotonic()
         while not self._closed.wait(TICK):
             late, looked = time.monotonic() - looked > TICK + 5.0, time.monotonic()
-            phase, lasted = self._clock.now
-            if late:  # the whole process was stopped, by Ctrl-Z or a debugger, and goes on: its time begins anew
-                self._clock.enter(phase)
-                self._heard = looked if self._heard else 0.0
-                self._signs.clear()
+            if late:  # the whole process was stopped, by Ctrl-Z or a debugger, and goes on
+                self._begin_anew()
                 continue
+            phase, lasted = self._clock.now
             silent = looked - self._heard
             if self._heard and silent > self.silence(phase):
                 self._leave(f"process 0, which holds what all tell each other, has not answered for {silent:.0f} s", hosts.last_seen())
@@ -108,6 +114,12 @@ class Watch:
                 waiting = f", waiting for {hosts.waiting()}" if hosts.waiting() else ""
                 limit = f"its deadline, hosts.{self._key(phase)}, is {self.deadline(phase):.0f} s"
                 self._leave(f"{hosts.name()} made no progress for {self._clock.now[1]:.0f} s (phase {phase}{waiting}; {limit})", seen)
+
+    def _begin_anew(self) -> None:
+        """All deadlines, this process's and those that it sets the others, run from now on."""
+        self._clock.begin_anew()
+        self._heard = time.monotonic() if self._heard else 0.0
+        self._signs.clear()
 
     def _leave(self, why: str, seen: list[hosts.Seen]) -> None:
         faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
