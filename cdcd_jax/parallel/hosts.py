@@ -122,7 +122,6 @@ def _explicit(given: dict[str, str]) -> Job:
 
 def _detected(seconds: int) -> Job:
     """What the platform says, as JAX reads it; it may have to wait for the coordinator's name to be known."""
-    wait_for("the platform to say who the processes are")
     try:
         found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)
     except (RuntimeError, OSError) as error:
@@ -153,7 +152,6 @@ def join(job: Job, config: HostsConfig) -> None:
         )  # fmt: skip
     except RuntimeError as error:  # another program took the port in the very moment, say
         leave(AGAIN, f"the processes cannot meet at {job.address} ({sentence(error)[:200]}); leaving with {AGAIN}, to be started again.")
-    wait_for("")
     _joined = True
 
 

@@ -38,6 +38,7 @@ class Watch:
         backend.watch_gpus(self._config)
         threading.Thread(target=self._deadlines, name="deadlines", daemon=True).start()
         try:
+            hosts.wait_for("the platform to say who the processes are")
             job = hosts.find(self._config)
             if job is not None:
                 hosts.wait_for(f"all {job.count} processes to call at {job.address}")
@@ -47,6 +48,8 @@ class Watch:
         except (UserError, TryAgain):
             self._closed.set()
             raise
+        finally:
+            hosts.wait_for("")
         if job is not None:
             threading.Thread(target=self._news, name="news", daemon=True).start()
         return self._clock
