@@ -4,7 +4,9 @@ A KeyboardInterrupt would have to wait until the call under way returns, a compi
 starts or ends it brings the interpreter down. A thread hears of the signal at any time. Only the standard library is imported: this comes first.
 """
 
+import contextlib
 import os
+import select
 import signal
 import socket
 import threading
@@ -38,5 +40,7 @@ def _ignore(number: int, frame: object) -> None:
 def _listen(ours: socket.socket, kernels: socket.socket) -> None:
     while kernels.fileno() >= 0:
         if signal.SIGINT in ours.recv(1) and _armed:
-            os.write(2, b"interrupted.\n")
+            with contextlib.suppress(OSError):  # stderr may be closed, or a pipe that nobody reads
+                if select.select([], [2], [], 1.0)[1]:
+                    os.write(2, b"interrupted.\n")
             os._exit(INTERRUPTED)

@@ -4,6 +4,7 @@ Everything here does nothing, or is about one process, where no launcher says th
 key-value store of JAX's coordination service, which lives in process 0.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -12,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 import jax
 from jax._src import clusters, distributed  # neither what JAX knows of platforms nor the coordination service's client has a public name yet
@@ -21,6 +22,7 @@ from cdcd_jax.config import AGAIN, HostsConfig, TryAgain, UserError, sentence
 from cdcd_jax.parallel.rollcall import Job
 
 INTERVAL = 1.0  # seconds between two signs of life
+WRITE_SECONDS = 2.0  # how long a process that leaves waits for whoever reads its last lines
 LISTEN = "CDCD_MULTIHOST"  # 1: let JAX find out from the platform (TPU pods, GKE, SLURM, MPI) who the processes are
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # or these say so: host:port, N, 0 .. N - 1
 
@@ -238,11 +240,23 @@ def depart(code: int) -> int:
     _exit(code)
 
 
-def _exit(code: int) -> NoReturn:
-    """Ends the process without JAX's own farewell, which waits for hosts that may be gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _exit(code: int, text: str = "") -> NoReturn:
+    """Ends the process with some last lines on stderr, but without JAX's own farewell, which waits for hosts that may be gone."""
+    _write("", sys.stdout)
+    _write(text, sys.stderr)
     os._exit(code)
+
+
+def _write(text: str, stream: TextIO | None) -> None:
+    """Writes lines, and what was written there before, for as long as somebody reads them: nobody may, and the pipe be full or broken."""
+
+    def write() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            print(text, end="\n" if text else "", file=stream, flush=True)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(WRITE_SECONDS)
 
 
 def leave(code: int, text: str, tell: bool = True) -> NoReturn:
@@ -255,8 +269,7 @@ def leave(code: int, text: str, tell: bool = True) -> NoReturn:
         told = threading.Thread(target=_tell, args=(code, text), daemon=True)
         told.start()
         told.join(2.0 * INTERVAL)
-    print(text, file=sys.stderr)
-    _exit(code)
+    _exit(code, text)
 
 
 def _tell(code: int, text: str) -> None:

@@ -4,12 +4,11 @@ XLA waits for ever for a host that is alive and stopped, and JAX's heartbeats se
 thread may be stuck inside the runtime, so nothing here needs it.
 """
 
-import faulthandler
 import sys
 import threading
 import time
 import traceback
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from cdcd_jax.config import AGAIN, HostsConfig, TryAgain, UserError, sentence
 from cdcd_jax.interrupts import INTERRUPTED
@@ -65,10 +64,10 @@ class Watch:
             failure = hosts.failure_of_another()
             if failure is not None:
                 failure.follow()
-            traceback.print_exception(error)
+            told = "".join(traceback.format_exception(error))
             if silent:
-                hosts.leave(AGAIN, f"no sign of {', '.join(silent)} any more; leaving with {AGAIN}, to be started again.")
-            hosts.leave(1, f"error: {type(error).__name__}: {sentence(error)}")
+                hosts.leave(AGAIN, f"{told}no sign of {', '.join(silent)} any more; leaving with {AGAIN}, to be started again.")
+            hosts.leave(1, f"{told}error: {type(error).__name__}: {sentence(error)}")
         self._closed.set()
 
     def deadline(self, phase: str) -> float:
@@ -125,8 +124,8 @@ class Watch:
         self._signs.clear()
 
     def _leave(self, why: str, seen: list[hosts.Seen]) -> None:
-        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
-        lines = ["hosts last seen:", *(f"  {host.line()}" for host in seen)] if seen else []
+        lines = stacks()
+        lines += ["hosts last seen:", *(f"  {host.line()}" for host in seen)] if seen else []
         silent = [host.name for host in seen if not host.alive]
         culprit = f"; no sign of {', '.join(silent)} any more" if silent else ""
         lines.append(f"stalled: {why}; the last finished step is {self._clock.step:,}{culprit}; leaving with {AGAIN}, to be started again.")
@@ -150,3 +149,15 @@ class Watch:
                     self._signs[index] = (sign["time"], self._heard)
                 elif self._heard - since > self.silence(phase):
                     self._leave(f"process {index} has given no sign of life for {self._heard - since:.0f} s", hosts.last_seen())
+
+
+def stacks() -> list[str]:
+    """Where each thread stands, innermost call first; not by faulthandler, which holds Python's lock while it writes, for ever where nobody reads."""
+    names, lines = {thread.ident: thread.name for thread in threading.enumerate()}, []
+    for number, innermost in sys._current_frames().items():
+        lines.append(f"Thread 0x{number:016x} ({names.get(number, 'unknown')}):")
+        frame: FrameType | None = innermost
+        while frame is not None:
+            lines.append(f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}')
+            frame = frame.f_back
+    return lines
