@@ -6,6 +6,7 @@ key-value store of JAX's coordination service, which lives in process 0.
 
 import contextlib
 import ctypes
+import dataclasses
 import json
 import os
 import signal
@@ -13,13 +14,13 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, NamedTuple, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import jax
 from jax._src import clusters, distributed  # neither what JAX knows of platforms nor the coordination service's client has a public name yet
 
 from cdcd_jax.config import AGAIN, HostsConfig, TryAgain, UserError, sentence
-from cdcd_jax.parallel.rollcall import Job
+from cdcd_jax.parallel.rollcall import Job, reachable
 
 INTERVAL = 1.0  # seconds between two signs of life
 WRITE_SECONDS = 2.0  # how long a process that leaves waits for whoever reads its last lines
@@ -33,7 +34,8 @@ _leaving = threading.Lock()  # held by the first thread that ends the process
 _abort_handler: Any = None  # a reference, or Python would collect what C calls
 
 
-class Failure(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Failure:
     """What a process said before it left."""
 
     name: str
@@ -45,9 +47,11 @@ class Failure(NamedTuple):
         leave(self.code, f"{self.name} failed, and said: {self.sentence}", tell=False)
 
 
-class Seen(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Seen:
     """The last sign of life of a process."""
 
+    index: int
     name: str
     phase: str
     lasted: float  # seconds in that phase
@@ -141,7 +145,7 @@ def join(job: Job, config: HostsConfig) -> None:
     """Starts or reaches JAX's coordination service, once all have answered the roll call; before the first use of a device."""
     global _joined
     wait_for(f"JAX's coordination service at {job.address}")
-    _leave_when_aborted(job.address)
+    _leave_when_aborted(job)
     # Deaths are noticed and told here, not by JAX, which would end the others with an abort and no word of who is to blame.
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", False)
@@ -157,15 +161,20 @@ def join(job: Job, config: HostsConfig) -> None:
     _joined = True
 
 
-def _leave_when_aborted(address: str) -> None:
-    """JAX's client aborts the process when the coordination service is gone: the code for that is 75 here, and the last line says who is."""
+def _leave_when_aborted(job: Job) -> None:
+    """JAX's client aborts the process when the coordination service is gone, and XLA for reasons of its own: the code for both is 75 here."""
     global _abort_handler
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def handler(_: int) -> None:
         if _final is not None:
             _exit(_final)
-        leave(AGAIN, f"process 0, the coordinator at {address}, is gone or does not answer; leaving with {AGAIN}, to be started again.", tell=False)
+        service_is_gone = job.index > 0 and not reachable(job.address)
+        if service_is_gone:
+            said = f"process 0, the coordinator at {job.address}, is gone or does not answer"
+        else:
+            said = f"process {job.index} of {job.count} on {socket.gethostname()} was aborted from within (SIGABRT; the lines above may say why)"
+        leave(AGAIN, f"{said}; leaving with {AGAIN}, to be started again.", tell=not service_is_gone)
 
     _abort_handler = handler
     library = ctypes.CDLL(None)
@@ -199,18 +208,25 @@ def failure_of_another() -> Failure | None:
 
 
 def last_seen() -> list[Seen]:
-    """All processes' last signs of life; takes a little more than two intervals, to see who gives another."""
+    """All processes' last signs of life; takes a little more than two intervals, to see who gives another.
+
+    Whoever asks is alive, though its own signs may have come to nobody.
+    """
     before = signs()
     if before is not None:
         time.sleep(2.2 * INTERVAL)
     after = signs()
     if before is None or after is None:
-        return [Seen("process 0 (the coordinator, which does not answer)", "unknown", 0.0, 0, False)]
-    never = [index for index in range(distributed.global_state.num_processes) if str(index) not in after]
-    return [Seen(f"process {index}, which gave none yet", "start", 0.0, 0, False) for index in never] + [
-        Seen(_called(int(index), sign["host"]), sign["phase"], sign["lasted"], sign["step"], before.get(index, {}).get("time") != sign["time"])
-        for index, sign in sorted(after.items(), key=lambda item: int(item[0]))
-    ]
+        return [] if first() else [Seen(0, "process 0 (the coordinator, which does not answer)", "unknown", 0.0, 0, False)]
+    found = []
+    for index in range(distributed.global_state.num_processes):
+        sign, me = after.get(str(index)), index == _index()
+        if sign is None:
+            found.append(Seen(index, f"process {index}, which gave none yet", "start", 0.0, 0, me))
+        else:
+            alive = me or before.get(str(index)) != sign
+            found.append(Seen(index, _called(index, sign["host"]), sign["phase"], sign["lasted"], sign["step"], alive))
+    return found
 
 
 def signs() -> dict[str, Any] | None:
@@ -247,7 +263,7 @@ def _exit(code: int, text: str = "") -> NoReturn:
     os._exit(code)
 
 
-def _write(text: str, stream: TextIO | None) -> None:
+def _write(text: str, stream: Any) -> None:
     """Writes lines, and what was written there before, for as long as somebody reads them: nobody may, and the pipe be full or broken."""
 
     def write() -> None:

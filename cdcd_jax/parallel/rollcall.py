@@ -273,10 +273,17 @@ def _line(word: dict[str, Any]) -> bytes:
 def _reach(address: str) -> None:
     """Waits for JAX's service, for a while: JAX itself would wait a whole second after a first attempt that comes too early."""
     end = time.monotonic() + DEAF
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection(_split(address), timeout=1.0):
-            return
+    while not reachable(address) and time.monotonic() < end:
         time.sleep(0.05)
+
+
+def reachable(address: str) -> bool:
+    """Whether anything listens there."""
+    try:
+        socket.create_connection(_split(address), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _split(address: str) -> tuple[str, int]:

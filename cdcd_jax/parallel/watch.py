@@ -105,7 +105,8 @@ class Watch:
             phase, lasted = self._clock.now
             silent = looked - self._heard
             if self._heard and silent > self.silence(phase):
-                self._leave(f"process 0, which holds what all tell each other, has not answered for {silent:.0f} s", hosts.last_seen())
+                whose = "of this process" if hosts.first() else "in process 0"
+                self._leave(f"the coordination service {whose}, by which all tell each other, has not answered for {silent:.0f} s", hosts.last_seen())
             if lasted <= self.deadline(phase):
                 continue
             seen = hosts.last_seen() if hosts.several() else []
