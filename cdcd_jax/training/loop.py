@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
-from cdcd_jax.config import DONE, Config, UserError, to_json
+from cdcd_jax.config import DONE, Config, TryAgain, UserError, to_json
 from cdcd_jax.data import files, pipeline, tokenizers
 from cdcd_jax.parallel import agreement, hosts
 from cdcd_jax.parallel.clock import Clock
@@ -234,7 +234,7 @@ class Loop:
         if self.first and complete != self.marked and complete is not None:
             try:
                 workdir.mark_saved(self.directory, complete)
-            except UserError as error:  # a full disk, say; the next checkpoint is written down again
+            except (UserError, TryAgain) as error:  # a full disk, say; the next checkpoint is written down again
                 console.print(f"warning at step {step}: {error}", style="yellow", soft_wrap=True)
         self.marked = complete
 

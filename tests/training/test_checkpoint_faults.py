@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cdcd_jax.config import CheckpointConfig, UserError
+from cdcd_jax.config import CheckpointConfig, TryAgain, UserError
 from cdcd_jax.training import checkpoint
 from cdcd_jax.training.checkpoint import Checkpoints, listed, newest_step, restore_part, step_to_go_back_to
 from tests import tiny
@@ -261,3 +261,27 @@ def test_whatever_fails_in_a_save_is_told(at: str, tmp_path: pathlib.Path, monke
     checkpoints.finish()
     checkpoints.close()
     assert checkpoints.failure() is None and checkpoints.latest_step() == newest_step(epath.Path(tmp_path)) == read(tmp_path) == 3
+
+
+def test_a_bucket_that_is_busy_is_no_damage_and_no_mistake(workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the last save, at the start, and while a checkpoint is read: a launcher tries again, and nobody is told to go back."""
+
+    def reset(*_: Any) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    checkpoints = opened(workdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.steps, "commit", reset)
+        save(checkpoints, 8)
+        with pytest.raises(TryAgain, match=r"^the last checkpoint, of step 8, could not be saved \(Connection reset by peer\): .* of step 6$"):
+            checkpoints.finish()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.steps, "clean", reset)
+        with pytest.raises(TryAgain, match=r"cannot be written \(Connection reset by peer\)"):
+            opened(workdir)
+    monkeypatch.setattr(checkpoint.steps.seal, "_digest", reset)
+    with pytest.raises(TryAgain, match=r"checkpoints/6 cannot be read \(Connection reset by peer\)"):
+        read(workdir)
+    with pytest.raises(ConnectionResetError):  # the door makes a TryAgain of it
+        checkpoints.restore(STATE)
+    checkpoints.close()
