@@ -54,7 +54,7 @@ class Checkpoints:
         """Saves in the background; waits until the arrays are copied, and before that for a save that is still under way.
 
         `data` is the iterator's state before the next batch is taken; `meta` holds config and fingerprints. A save that fails raises nothing:
-        see `failure` and `finish`. A step that is there already is left as it is.
+        see `failures` and `finish`. A step that is there already is left as it is.
         """
         self.wait()
         if step in self.steps:
@@ -72,11 +72,14 @@ class Checkpoints:
         failure = self._agree("begin", lambda: steps.begin(self.directory, step, FOLDERS)) or self._tried(copy)
         self._saving = self._pool.submit(self._write, step, writes, failure, data, meta)
 
-    def failure(self) -> str | None:
-        """One sentence for the log about what has failed since the last call, or None. It never waits."""
+    def failures(self) -> list[str]:
+        """A sentence for the log about each thing that has failed since the last call. It never waits."""
         if not self.saving():
             self.wait()
-        return self._untold.pop(0) if self._untold else None
+        told = []
+        while self._untold:  # one by one, because the save under way may add to them
+            told.append(self._untold.pop(0))
+        return told
 
     def wait(self) -> None:
         """Returns when what was saved is written, or has failed."""
@@ -86,15 +89,16 @@ class Checkpoints:
         error = saving.exception()
         self._failed = saving.result() if error is None else _failure(error)
         if self._failed:
-            self._untold.append(f"the checkpoint of step {self._step} could not be saved ({self._failed.why}): {self._last_good()}.")
+            self._untold.append(f"the checkpoint of step {self._step} {self._could_not(self._failed)}.")
 
     def finish(self) -> None:
         """Returns when what was saved is written. If the last save has failed, raises UserError, or TryAgain, which names the last good step."""
         self.wait()
         if self._failed:
-            self._untold.clear()
+            what = self._could_not(self._failed)
+            self._untold = [told for told in self._untold if what not in told]  # it is raised; anything else is left for `failures`
             self._give_up()
-            what = f"the last checkpoint, of step {self._step}, could not be saved ({self._failed.why}): {self._last_good()}"
+            what = f"the last checkpoint, of step {self._step}, {what}"
             raise self._failed.error(what if self._failed.passing else f"{what}; once that is put right, the same command goes on from there.")
 
     def close(self) -> None:
@@ -177,8 +181,9 @@ class Checkpoints:
         (folder / "meta.json").write_text(json.dumps(meta))
         steps.commit(self.directory, step)
 
-    def _last_good(self) -> str:
-        return f"the last good one is of step {self.steps[-1]}" if self.steps else "there is no earlier one"
+    def _could_not(self, failure: "_Failure") -> str:
+        good = f"the last good one is of step {self.steps[-1]}" if self.steps else "there is no earlier one"
+        return f"could not be saved ({failure.why}): {good}"
 
 
 class _Failure(NamedTuple):
@@ -283,9 +288,9 @@ def _check(folder: epath.Path, abstract: Any, whole: bool = True) -> None:
 def _reason(error: BaseException) -> str:
     """Why something failed, in a few words: the system's own where it is known."""
     text = " ".join(str(error).split())
-    # tensorstore's, at the end of a long story
-    if known := re.search(r"(?:retry attempts failed: (.+?)|([^:]+)) \[(?:os_error_code|http_response_code|curl_code)=", text):
-        return (known[1] or known[2]).strip()
+    # tensorstore's, at the end of a long story and before all that it adds in brackets
+    if re.search(r"\[(os_error_code|http_response_code|curl_code)=", text) and (known := re.search(r"([^:[]+) \[\w+='", text)):
+        return known[1].strip()
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}" if text else type(error).__name__

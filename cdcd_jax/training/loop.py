@@ -205,8 +205,10 @@ class Loop:
                         self.save(done, state, batches.get_state())
                         break
             self.clock.enter("checkpoint")  # and for all that is closed from here on
-            self.checkpoints.finish()
-            self.look_at_saves(done)
+            try:
+                self.checkpoints.finish()
+            finally:
+                self.look_at_saves(done)
         if code:
             if self.first:
                 console.print(f"stopped and saved at step {done:,} of {steps:,}; the same command goes on from there.")
@@ -227,9 +229,9 @@ class Loop:
 
     def look_at_saves(self, step: int) -> None:
         """Says what has failed, and writes down what is complete: from then on a workdir without any checkpoint is no new run, but a damaged one."""
-        sentence = self.checkpoints.failure()
-        if self.first and sentence:
-            console.print(f"warning at step {step}: {sentence}", style="yellow", soft_wrap=True)
+        for sentence in self.checkpoints.failures():
+            if self.first:
+                console.print(f"warning at step {step}: {sentence}", style="yellow", soft_wrap=True)
         complete = self.checkpoints.latest_step()
         if self.first and complete != self.marked and complete is not None:
             try:

@@ -81,10 +81,11 @@ def restore_and_fail(folder: pathlib.Path) -> None:
         checkpoints.save(step, state, {}, {})
         checkpoints.wait()
         checkpoints._handlers[part] = handler
-        assert checkpoints.failure() == f"the checkpoint of step {step} could not be saved (No space left on device): the last good one is of step 4."
+        said = f"the checkpoint of step {step} could not be saved (No space left on device): the last good one is of step 4."
+        assert checkpoints.failures() == [said]
     checkpoints.save(7, state, {"global_next_index": 7}, {})
     checkpoints.finish()
-    assert checkpoints.failure() is None
+    assert checkpoints.failures() == []
     assert checkpoints.steps == steps.listed(checkpoints.directory) == [4, 7] and steps.damage(checkpoints.directory, 7) == ""
     multihost_utils.sync_global_devices("saved")
     if me == 0:
