@@ -16,7 +16,7 @@ from cdcd_jax.config import CheckpointConfig, TryAgain, UserError
 from cdcd_jax.data import files
 from cdcd_jax.parallel.agreement import agree
 from cdcd_jax.parallel.sharding import path_name
-from cdcd_jax.training import s3, steps
+from cdcd_jax.training import folders, s3
 
 PARTS = ("state", "warp")  # what orbax writes, a folder each
 # Made beforehand: in these orbax's other processes wait for its first one to get so far, ten minutes long where that one has failed.
@@ -38,7 +38,7 @@ class Checkpoints:
         self._failed: _Failure | None = None  # why it failed, once it is over
         self._given_up: int | None = None  # the last step that could not be saved
         self._untold: list[str] = []  # sentences for the log
-        if failure := self._agree("clean", functools.partial(steps.clean, self.directory)):
+        if failure := self._agree("clean", functools.partial(folders.clean, self.directory)):
             raise failure.error(f"{self.directory} cannot be written ({failure.why}).")
         self.steps = listed(workdir)  # the complete ones, ascending, alike in all processes
 
@@ -69,7 +69,7 @@ class Checkpoints:
 
         self._give_up()
         # No process may write before the first has made the folders.
-        failure = self._agree("begin", lambda: steps.begin(self.directory, step, FOLDERS)) or self._tried(copy)
+        failure = self._agree("begin", lambda: folders.begin(self.directory, step, FOLDERS)) or self._tried(copy)
         self._saving = self._pool.submit(self._write, step, writes, failure, data, meta)
 
     def failures(self) -> list[str]:
@@ -130,12 +130,12 @@ class Checkpoints:
     def set_aside_after(self, step: int) -> str:
         """Moves the checkpoints of later steps to checkpoints/set_aside/after_<step> and deletes none; what was done, in a sentence."""
         later = [s for s in self.steps if s > step]
-        if failure := self._agree("set aside", lambda: steps.set_aside_after(self.directory, step, later)):
+        if failure := self._agree("set aside", lambda: folders.set_aside_after(self.directory, step, later)):
             what = f"the checkpoints after step {step} could not all be moved aside ({failure.why}); none is lost"
             raise failure.error(what if failure.passing else f"{what}: give the command again.")
         self.steps = [s for s in self.steps if s <= step]
         those = f"those of {_and(later)} are" if len(later) > 1 else f"that of {_and(later)} is" if later else ""
-        moved = f"; {those} in {steps.aside(self.directory, step)}" if later else ", which is the newest"
+        moved = f"; {those} in {folders.aside(self.directory, step)}" if later else ", which is the newest"
         return f"went back to the checkpoint of step {step}{moved}."
 
     def _agree(self, about: str, action: Callable[[], None]) -> "_Failure | None":
@@ -150,7 +150,7 @@ class Checkpoints:
     def _give_up(self) -> None:
         """Frees the disk of the last save that failed; again before the next, because tensorstore may have written on. A new start does the rest."""
         if (step := self._given_up) is not None:
-            self._agree("give up", lambda: steps.give_up(self.directory, step))
+            self._agree("give up", lambda: folders.give_up(self.directory, step))
 
     def _write(
         self, step: int, writes: list[Any], failure: "_Failure | None", data: dict[str, int], meta: dict[str, Any]
@@ -169,7 +169,7 @@ class Checkpoints:
         dropped = [s for s in there[: -self.config.keep_last] if not (every and s % every == 0)]
         self.steps = [s for s in there if s not in dropped]
         for old in dropped:
-            if failure := self._agree("drop", functools.partial(steps.remove, self.directory, old)):
+            if failure := self._agree("drop", functools.partial(folders.remove, self.directory, old)):
                 self._untold.append(f"the checkpoint of step {old}, which is no longer kept, could not be removed ({failure.why}).")
         return None
 
@@ -179,7 +179,7 @@ class Checkpoints:
             handler.finalize(folder / part)  # one index over what all processes have written
         (folder / "data.json").write_text(json.dumps(data))
         (folder / "meta.json").write_text(json.dumps(meta))
-        steps.commit(self.directory, step)
+        folders.commit(self.directory, step)
 
     def _could_not(self, failure: "_Failure") -> str:
         good = f"the last good one is of step {self.steps[-1]}" if self.steps else "there is no earlier one"
@@ -209,7 +209,7 @@ def _shared(about: str, failure: _Failure | None) -> _Failure | None:
 
 def listed(workdir: epath.Path) -> list[int]:
     """The complete steps of a run, ascending. Touches nothing. Where there are several processes, all call it."""
-    return json.loads(agree("list", json.dumps(steps.listed(_directory(workdir))) if jax.process_index() == 0 else ""))
+    return json.loads(agree("list", json.dumps(folders.listed(_directory(workdir))) if jax.process_index() == 0 else ""))
 
 
 def newest_step(workdir: epath.Path) -> int | None:
@@ -220,7 +220,7 @@ def newest_step(workdir: epath.Path) -> int | None:
 
 def check_sealed(workdir: epath.Path, step: int) -> None:
     """Raises UserError, as `Checkpoints.restore` does, if a file of the step is damaged. Where there are several processes, all call it."""
-    if said := agree("verify", steps.damage(_directory(workdir), step) if jax.process_index() == 0 else ""):
+    if said := agree("verify", folders.damage(_directory(workdir), step) if jax.process_index() == 0 else ""):
         raise UserError(said)
 
 
@@ -230,7 +230,7 @@ def step_to_go_back_to(workdir: epath.Path, step: int) -> int | None:
     if step not in there:
         found = f"there are those of {_and(there)}" if len(there) > 1 else f"there is that of {_and(there)}" if there else "there is none"
         raise UserError(f"--go_back_to={step} names no checkpoint of {workdir}: {found}.")
-    return None if steps.went_back(_directory(workdir), step) else step
+    return None if folders.went_back(_directory(workdir), step) else step
 
 
 def restore_part(workdir: epath.Path, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -244,7 +244,7 @@ def restore_part(workdir: epath.Path, abstract: dict[str, Any]) -> tuple[dict[st
     while (step := newest_step(workdir)) is not None and step != tried:
         folder, tried = directory / str(step), step
         try:
-            if said := steps.damage(directory, step):
+            if said := folders.damage(directory, step):
                 raise UserError(said)
             _check(folder, abstract, whole=False)
             arguments = ocp.args.PyTreeRestore(

@@ -181,7 +181,7 @@ def test_going_back_to_the_newest_or_to_none(workdir: pathlib.Path, tmp_path: pa
         step_to_go_back_to(epath.Path(tmp_path / "none"), 5)
 
 
-@pytest.mark.parametrize(("module", "name"), [(checkpoint.steps, "damage"), (checkpoint, "_check")])
+@pytest.mark.parametrize(("module", "name"), [(checkpoint.folders, "damage"), (checkpoint, "_check")])
 def test_a_reader_takes_the_newest_when_its_own_is_dropped(
     module: Any, name: str, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +237,7 @@ def test_a_save_that_fails_is_told_and_the_next_one_is_made(size: int, workdir: 
     checkpoints.save(10, large, {}, {})  # what had failed was mended, and is no more in the way of the next
     checkpoints.finish()
     checkpoints.close()
-    assert checkpoints.steps == listed(epath.Path(workdir)) == [6, 8, 10] and checkpoint.steps.damage(checkpoints.directory, 8) == ""
+    assert checkpoints.steps == listed(epath.Path(workdir)) == [6, 8, 10] and checkpoint.folders.damage(checkpoints.directory, 8) == ""
     assert data == {"global_next_index": 1} and np.array_equal(restored.opt_state["c"], large.opt_state["c"])
 
 
@@ -251,7 +251,7 @@ def test_whatever_fails_in_a_save_is_told(at: str, tmp_path: pathlib.Path, monke
         raise PermissionError(13, "Permission denied", "there")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.steps, at, refused)
+        patch.setattr(checkpoint.folders, at, refused)
         save(checkpoints, 2)
         checkpoints.wait()
     what = "1, which is no longer kept, could not be removed" if at == "remove" else "2 could not be saved"
@@ -272,12 +272,12 @@ def test_all_that_failed_is_told_at_once(tmp_path: pathlib.Path, monkeypatch: py
     checkpoints = opened(tmp_path, keep_last=1)
     for step, refusing in ((1, ""), (2, "remove"), (3, "commit")):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.steps, refusing or "damage", refused)
+            patch.setattr(checkpoint.folders, refusing or "damage", refused)
             save(checkpoints, step)
             checkpoints.wait()
     kept = "the checkpoint of step 1, which is no longer kept, could not be removed (Permission denied)."
     assert checkpoints.failures() == [kept, "the checkpoint of step 3 could not be saved (Permission denied): the last good one is of step 2."]
-    monkeypatch.setattr(checkpoint.steps, "commit", refused)
+    monkeypatch.setattr(checkpoint.folders, "commit", refused)
     save(checkpoints, 4)
     with pytest.raises(UserError, match="the last checkpoint, of step 4, could not be saved"):
         checkpoints.finish()
@@ -293,15 +293,15 @@ def test_a_bucket_that_is_busy_is_no_damage_and_no_mistake(workdir: pathlib.Path
 
     checkpoints = opened(workdir)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.steps, "commit", reset)
+        patch.setattr(checkpoint.folders, "commit", reset)
         save(checkpoints, 8)
         with pytest.raises(TryAgain, match=r"^the last checkpoint, of step 8, could not be saved \(Connection reset by peer\): .* of step 6$"):
             checkpoints.finish()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.steps, "clean", reset)
+        patch.setattr(checkpoint.folders, "clean", reset)
         with pytest.raises(TryAgain, match=r"cannot be written \(Connection reset by peer\)"):
             opened(workdir)
-    monkeypatch.setattr(checkpoint.steps.seal, "_digest", reset)
+    monkeypatch.setattr(checkpoint.folders.seal, "_digest", reset)
     with pytest.raises(TryAgain, match=r"checkpoints/6 cannot be read \(Connection reset by peer\)"):
         read(workdir)
     with pytest.raises(ConnectionResetError):  # the door makes a TryAgain of it
