@@ -38,7 +38,7 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
 
     Raises UserError for every mistake of the user's, and for a loss that is not finite; nothing that was saved is lost.
     """
-    stop = Stop()
+    stop = Stop(clock)
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.listening())
         agreement.compare("start", workdir.flat(dataclasses.asdict(config)) | {"--workdir": directory.as_posix(), "--go_back_to": go_back_to})
@@ -177,7 +177,7 @@ class Loop:
             self.clock.enter("compile")
             stop.begin()
             if int(agreement.largest(missing)):  # the evaluation after the last saved step was cut short
-                code = 0 if self.probe(start, state) else int(agreement.largest(stop.code))
+                code = 0 if self.probe(start, state) else self.cut_short(start)
             before, asked = None, agreement.largest(stop.code)
             for done in range(start + 1, steps + 1) if not code else ():
                 with self.clock.phase("data"):
@@ -187,6 +187,8 @@ class Loop:
                 if before is not None:
                     self.finish(done - 1, before)
                 before, code, asked = metrics, int(asked), agreement.largest(stop.code)
+                if code:
+                    stop.tell(f"finishing step {done:,}")
                 last = done == steps or code != 0
                 if done % c.checkpoint.every_steps == 0 or last:
                     self.finish(done, metrics, line=True)
@@ -201,7 +203,7 @@ class Loop:
                         self.finish(done, metrics)
                         before = None
                     if not self.probe(done, state):  # it was cut short by a signal, and is done again in the next life
-                        code = int(agreement.largest(stop.code))
+                        code = self.cut_short(done)
                         self.save(done, state, batches.get_state())
                         break
             self.clock.enter("checkpoint")  # and for all that is closed from here on
@@ -292,6 +294,11 @@ class Loop:
                 console.print(f"warning at step {step}: {sentence}", style="yellow")
             self.read_out = f"bound {line['bits_per_char']:.2f} bits/char  half known at σ {line['half_information_sigma']:.2f}  "
         return True
+
+    def cut_short(self, step: int) -> int:
+        """Says that an evaluation was cut short; the exit code that the signal asks for."""
+        self.stop.tell(f"cutting the evaluation of step {step:,} short")
+        return int(agreement.largest(self.stop.code))
 
     def heed(self) -> None:
         """Raises Interrupted when a signal came to any process."""
