@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from cdcd_jax.config import MISTAKE, Config, TryAgain, UserError, defaults, did_you_mean, sentence
+from cdcd_jax.data import files
 from cdcd_jax.interrupts import INTERRUPTED
 from cdcd_jax.parallel.backend import keep_freed_memory
 
@@ -54,6 +55,10 @@ def run(main: Callable[[], int]) -> None:
             code = main()
         except (UserError, TryAgain) as error:
             fail(error, error.code)
+        except files.failures() as error:
+            if not files.transient(error):
+                raise
+            fail(TryAgain(f"a file cannot be reached ({files.reason(error)})"), TryAgain.code)
         except KeyboardInterrupt:
             print("interrupted.", file=sys.stderr)
             code = INTERRUPTED

@@ -76,7 +76,7 @@ def _paths(source: str) -> list[epath.Path]:
             return [path]
         found = files.matching(path) if kind is None and any(c in source for c in "*?[") else []
     except files.failures() as error:
-        raise UserError(f"data.source {source!r} cannot be read: {files.reason(error)}.") from error
+        raise files.failed(error, f"data.source {source!r} cannot be read: {files.reason(error)}.") from error
     if found:
         return found
     if kind == "directory":
@@ -96,7 +96,7 @@ def _read(path: epath.Path) -> str:
     try:
         data = path.read_bytes()
     except files.failures() as error:
-        raise UserError(f"data.source file {str(path)!r} cannot be read: {files.reason(error)}.") from error
+        raise files.failed(error, f"data.source file {str(path)!r} cannot be read: {files.reason(error)}.") from error
     mark = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     nul = data.find(0)
     if nul >= 0:

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from cdcd_jax.config import UserError
+from cdcd_jax.config import TryAgain, UserError
 from cdcd_jax.data import files
 from cdcd_jax.training.progress import console
 
@@ -91,7 +91,7 @@ class Journal:
             self._attempt(events=False)
 
     def close(self) -> None:
-        """Brings what is left to its place. Raises UserError if a bucket, or a disk, does not take it."""
+        """Brings what is left to its place. Raises UserError, or TryAgain, if a bucket, or a disk, does not take it."""
         with self._stopped():
             self._write()
         for name in list(self._kept):
@@ -129,7 +129,7 @@ class Journal:
     def _attempt(self, events: bool = True) -> None:
         try:
             self._write(events)
-        except UserError as error:
+        except (UserError, TryAgain) as error:
             console.print(f"warning: {error} What is new is kept in memory.", style="yellow", soft_wrap=True)
 
     def _write(self, events: bool = True) -> None:
@@ -143,7 +143,7 @@ class Journal:
                     content = "".join(self._lines[name])
                 try:
                     files.write_whole(self.workdir / name, content)
-                except UserError:
+                except (UserError, TryAgain):
                     with self._lock:
                         self._changed.add(name)
                     raise

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
-from cdcd_jax.config import DONE, Config, UserError, to_json
+from cdcd_jax.config import DONE, Config, TryAgain, UserError, to_json
 from cdcd_jax.data import files, pipeline, tokenizers
 from cdcd_jax.parallel import agreement, hosts
 from cdcd_jax.parallel.clock import Clock
@@ -38,7 +38,7 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
 
     Raises UserError for every mistake of the user's, and for a loss that is not finite; nothing that was saved is lost.
     """
-    stop = Stop()
+    stop = Stop(clock)
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.listening())
         agreement.compare("start", workdir.flat(dataclasses.asdict(config)) | {"--workdir": directory.as_posix(), "--go_back_to": go_back_to})
@@ -177,7 +177,7 @@ class Loop:
             self.clock.enter("compile")
             stop.begin()
             if int(agreement.largest(missing)):  # the evaluation after the last saved step was cut short
-                code = 0 if self.probe(start, state) else int(agreement.largest(stop.code))
+                code = 0 if self.probe(start, state) else self.cut_short(start)
             before, asked = None, agreement.largest(stop.code)
             for done in range(start + 1, steps + 1) if not code else ():
                 with self.clock.phase("data"):
@@ -187,6 +187,8 @@ class Loop:
                 if before is not None:
                     self.finish(done - 1, before)
                 before, code, asked = metrics, int(asked), agreement.largest(stop.code)
+                if code:
+                    stop.tell(f"finishing step {done:,}")
                 last = done == steps or code != 0
                 if done % c.checkpoint.every_steps == 0 or last:
                     self.finish(done, metrics, line=True)
@@ -201,12 +203,14 @@ class Loop:
                         self.finish(done, metrics)
                         before = None
                     if not self.probe(done, state):  # it was cut short by a signal, and is done again in the next life
-                        code = int(agreement.largest(stop.code))
+                        code = self.cut_short(done)
                         self.save(done, state, batches.get_state())
                         break
             self.clock.enter("checkpoint")  # and for all that is closed from here on
-            self.checkpoints.finish()
-            self.look_at_saves(done)
+            try:
+                self.checkpoints.finish()
+            finally:
+                self.look_at_saves(done)
         if code:
             if self.first:
                 console.print(f"stopped and saved at step {done:,} of {steps:,}; the same command goes on from there.")
@@ -227,14 +231,14 @@ class Loop:
 
     def look_at_saves(self, step: int) -> None:
         """Says what has failed, and writes down what is complete: from then on a workdir without any checkpoint is no new run, but a damaged one."""
-        sentence = self.checkpoints.failure()
-        if self.first and sentence:
-            console.print(f"warning at step {step}: {sentence}", style="yellow", soft_wrap=True)
+        for sentence in self.checkpoints.failures():
+            if self.first:
+                console.print(f"warning at step {step}: {sentence}", style="yellow", soft_wrap=True)
         complete = self.checkpoints.latest_step()
         if self.first and complete != self.marked and complete is not None:
             try:
                 workdir.mark_saved(self.directory, complete)
-            except UserError as error:  # a full disk, say; the next checkpoint is written down again
+            except (UserError, TryAgain) as error:  # a full disk, say; the next checkpoint is written down again
                 console.print(f"warning at step {step}: {error}", style="yellow", soft_wrap=True)
         self.marked = complete
 
@@ -290,6 +294,11 @@ class Loop:
                 console.print(f"warning at step {step}: {sentence}", style="yellow")
             self.read_out = f"bound {line['bits_per_char']:.2f} bits/char  half known at σ {line['half_information_sigma']:.2f}  "
         return True
+
+    def cut_short(self, step: int) -> int:
+        """Says that an evaluation was cut short; the exit code that the signal asks for."""
+        self.stop.tell(f"cutting the evaluation of step {step:,} short")
+        return int(agreement.largest(self.stop.code))
 
     def heed(self) -> None:
         """Raises Interrupted when a signal came to any process."""
