@@ -32,6 +32,7 @@ OTHER_WAYS |= {f"np.{name}" for name in ("fromfile", "genfromtxt", "load", "load
 # The few places where a way is right that is not epath's.
 RIGHT = {
     ("cdcd_jax.data.files", "fsspec"): "what epath stands on, for what it has no word for: a glob in one request, what lies at a path",
+    ("cdcd_jax.data.files", "tempfile"): "large files, written on this machine before they are copied into a bucket",
     ("cdcd_jax.doors", "os.path"): "the --config file, which is Python and run from this machine's disk",
     ("cdcd_jax.parallel.agreement", "pathlib"): "the package's own source, whose digest the processes compare",
     ("cdcd_jax.training.journal", "tempfile"): "TensorBoard's events, written on this machine before they are copied into a bucket",

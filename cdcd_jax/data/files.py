@@ -14,6 +14,7 @@ import secrets
 import socket
 import ssl
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -164,6 +165,27 @@ def write_whole(path: epath.Path, content: str | bytes) -> None:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def filling(path: epath.Path, scratch: epath.Path) -> Iterator[epath.Path]:
+    """For a large file: yields a place on this machine's disk to write it at, and moves it to `path` when the block ends without an error.
+
+    scratch: a folder on the disk of `path`, where a kill may leave what was written. What is for a bucket is copied there, from a temporary folder.
+    """
+    if in_bucket(path):
+        with tempfile.TemporaryDirectory() as folder:
+            local = epath.Path(folder) / path.name
+            yield local
+            local.copy(path, overwrite=True)
+        return
+    scratch.mkdir(parents=True, exist_ok=True)
+    partial = scratch / f"{partial_name(path.name)}{secrets.token_hex(4)}"
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def partial_name(name: str) -> str:

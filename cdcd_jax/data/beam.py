@@ -1,0 +1,86 @@
+"""A map by Apache Beam, for corpora that outgrow one machine: DirectRunner here, or the user's Dataflow, Flink or Spark.
+
+The functions and their items are the same as those of the worker processes, and so is what they write, into a folder that all machines reach.
+"""
+
+import argparse
+import functools
+import pickle
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from etils import epath
+
+from cdcd_jax.config import UserError, did_you_mean, sentence
+from cdcd_jax.data import files, records
+from cdcd_jax.data.workers import Map
+
+try:
+    import apache_beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+except ImportError as error:
+    raise UserError("--beam needs the package apache-beam: pip install apache-beam.") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"Apache Beam does not take these flags: {message}.")
+
+
+def mapping(flags: list[str], folder: epath.Path) -> Map:
+    """`map` as a pipeline with Beam's own flags. Its results, which must be small, come back in a file in the folder's unfinished/.
+
+    Raises UserError for flags that Beam does not know or cannot read, which it would leave out or end the process for.
+    """
+    _check(flags)
+    options = PipelineOptions(flags)
+    try:
+        apache_beam.Pipeline(options=options)  # whether there is such a runner, and whether it has all that it needs
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise UserError(f"Apache Beam cannot begin with these flags: {sentence(error)}") from error
+    return functools.partial(_map, options, folder / records.UNFINISHED / "results")
+
+
+def _check(flags: list[str]) -> None:
+    parser = _Parser(allow_abbrev=False, add_help=False)
+    parser.add_value_provider_argument = parser.add_argument  # type: ignore[attr-defined] # what a few of Beam's options call
+    for options in {str(options): options for options in PipelineOptions.__subclasses__()}.values():
+        options._add_argparse_args(parser)
+    _, unknown = parser.parse_known_args(flags)
+    if unknown:
+        hint = did_you_mean(unknown[0].partition("=")[0], [name for action in parser._actions for name in action.option_strings])
+        raise UserError(f"Apache Beam has no flag {unknown[0]!r}{hint if 'did you mean' in hint else '; its flags are --name=value'}.")
+
+
+def _map(options: PipelineOptions, path: epath.Path, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    numbered = list(enumerate(items))
+    if not numbered:
+        return []
+    with apache_beam.Pipeline(options=options) as pipeline:
+        (
+            pipeline
+            | apache_beam.Create(numbered)
+            | apache_beam.Reshuffle()  # else one worker would do what one worker listed
+            | apache_beam.Map(functools.partial(_numbered, function))
+            | apache_beam.combiners.ToList()
+            | apache_beam.Map(functools.partial(_write, str(path)))
+        )
+    found = sorted(pickle.loads(path.read_bytes()), key=lambda result: result[0])
+    path.unlink()
+    for _, mistake, _ in found:
+        if mistake:
+            raise UserError(mistake)
+    return [result for _, _, result in found]
+
+
+def _numbered(function: Callable[[Any], Any], numbered: tuple[int, Any]) -> tuple[int, str, Any]:
+    """A mistake of the user's is a result: as an error it would be tried again, and come back wrapped in words of Beam's."""
+    number, item = numbered
+    try:
+        return number, "", function(item)
+    except UserError as error:
+        return number, str(error), None
+
+
+def _write(path: str, found: list[tuple[int, str, Any]]) -> None:
+    files.write_whole(epath.Path(path), pickle.dumps(found))

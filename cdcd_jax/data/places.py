@@ -1,0 +1,161 @@
+"""Which files, embedded text or data set a config names, and the spans into which they are divided: by their sizes alone."""
+
+from collections.abc import Iterable
+
+from etils import epath
+
+from cdcd_jax.config import DataConfig, UserError, did_you_mean
+from cdcd_jax.data import files, hub, text
+from cdcd_jax.data.spans import EMBEDDED, Span, king_james
+
+Groups = list[tuple[Span, ...]]  # of spans that are read together, by one worker
+PARTS = 128  # into so many groups a source is divided, within these bounds:
+BYTES = (1 << 18, 1 << 24)
+EXAMPLES = (256, 4096)
+HUBS = ("tfds", "hf")
+# What files and data sets call their splits, the usual word first.
+WORDS = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
+
+
+def find(config: DataConfig) -> dict[str, Groups]:
+    """The spans of each split that the source has of its own, in order; all under "train" if it has none. Raises UserError if there is no source."""
+    kind, colon, name = config.source.partition(":")
+    if colon and kind in HUBS:
+        return _data_set(kind, name, config)
+    if config.valid_split:
+        raise UserError(f"data.valid_split = {config.valid_split!r} names a split of a data set, and data.source {config.source!r} is none.")
+    if config.source in EMBEDDED:
+        size = len(king_james())
+        return {"train": [(Span("embedded", config.source, *ends),) for ends in _ranges(size, _share(size, BYTES))]}
+    paths = _split_paths(config.source) if "{split}" in config.source else {"train": _paths(config.source)}
+    sizes = {path: _size(path) for mine in paths.values() for path in mine}
+    divisible = rule(config, map(_kind, sizes)) != "hash"  # the hash of a text is that of all of it
+    share = _share(sum(sizes.values()), BYTES)
+    return {split: _grouped([(path, sizes[path]) for path in mine], share, divisible) for split, mine in paths.items()}
+
+
+def rule(config: DataConfig, kinds: Iterable[str]) -> str:
+    """How the documents in these kinds of spans are divided where the source has no splits: "tail", "exact" or "hash"."""
+    return config.split if config.split != "auto" else "tail" if {"embedded", "text"}.issuperset(kinds) else "hash"
+
+
+def _share(total: int, bounds: tuple[int, int]) -> int:
+    return min(max(total // PARTS, bounds[0]), bounds[1])
+
+
+def _ranges(size: int, share: int) -> list[tuple[int, int]]:
+    """Equal ones, none larger than the share."""
+    number = -(-size // share)
+    return [(size * i // number, size * (i + 1) // number) for i in range(number)]
+
+
+def _kind(path: epath.Path) -> str:
+    return "lines" if text.is_json(path.name) else "text"
+
+
+def _size(path: epath.Path) -> int:
+    try:
+        return path.stat().length
+    except files.failures() as error:
+        raise UserError(f"data.source file {str(path)!r} cannot be read: {files.reason(error)}.") from error
+
+
+def _grouped(sized: list[tuple[epath.Path, int]], share: int, divisible: bool) -> Groups:
+    """Large files in ranges, if they can be read from the middle; small ones of one kind together."""
+    groups: Groups = []
+    room = 0
+    for path, size in sized:
+        kind, name = _kind(path), str(path)
+        if size > share and not text.is_compressed(name) and (divisible or kind == "lines"):
+            groups += [(Span(kind, name, *ends),) for ends in _ranges(size, share)]
+            room = 0
+        elif groups and size <= room:
+            groups[-1] += (Span(kind, name),)
+            room -= size
+        else:
+            groups.append((Span(kind, name),))
+            room = share - size
+    return groups
+
+
+def _data_set(kind: str, name: str, config: DataConfig) -> dict[str, Groups]:
+    if kind == "tfds":
+        examples = hub.tfds_splits(name, config.text_key)
+        chosen = _chosen(list(examples), config)
+        share = _share(sum(examples[theirs] for theirs in chosen.values()), EXAMPLES)
+        return {
+            ours: [(Span(kind, name, *ends, theirs),) for ends in _ranges(examples[theirs], share)] for ours, theirs in chosen.items()
+        }
+    arrows = hub.hf_splits(name, config.text_key)
+    chosen = _chosen(list(arrows), config)
+    share = _share(sum(number for theirs in chosen.values() for _, number in arrows[theirs]), EXAMPLES)
+    return {
+        ours: [(Span(kind, arrow, *ends),) for arrow, number in arrows[theirs] for ends in _ranges(number, share)] for ours, theirs in chosen.items()
+    }
+
+
+def _chosen(splits: list[str], config: DataConfig) -> dict[str, str]:
+    """Our splits to a data set's own."""
+    chosen = {ours: next((word for word in words if word in splits), "") for ours, words in WORDS.items()}
+    if not chosen["train"]:
+        raise UserError(f"data.source {config.source!r} has no split {'train'!r}, only {', '.join(map(repr, splits)) or 'none'}.")
+    if config.valid_split:
+        if config.valid_split not in splits or config.valid_split == chosen["train"]:
+            near = did_you_mean(config.valid_split, [split for split in splits if split != chosen["train"]])
+            raise UserError(f"data.valid_split = {config.valid_split!r} is no split of {config.source!r} that can be held out{near}.")
+        chosen["valid"] = config.valid_split
+    if chosen["test"] == chosen["valid"]:
+        chosen["test"] = ""
+    return {ours: theirs for ours, theirs in chosen.items() if theirs}
+
+
+def _split_paths(source: str) -> dict[str, list[epath.Path]]:
+    """The files of each split, of a source with {split} in it."""
+    found = {}
+    for split, words in WORDS.items():
+        named = [source.replace("{split}", word) for word in words]
+        found[split] = next((paths for paths in map(_matching, named) if paths), [])
+        if not found[split] and split != "test":
+            raise UserError(
+                f"data.source {source!r} matches no file for {split}: there is no {' and no '.join(map(repr, named))}."
+            )
+    return {split: paths for split, paths in found.items() if paths}
+
+
+def _matching(source: str) -> list[epath.Path]:
+    """The file of that name, or those that a glob of that name matches."""
+    path = files.locate(source)
+    try:
+        kind = files.kind(path)
+        return [path] if kind == "file" else files.matching(path) if kind is None and any(c in source for c in "*?[") else []
+    except files.failures() as error:
+        raise UserError(f"data.source {source!r} cannot be read: {files.reason(error)}.") from error
+
+
+def _paths(source: str) -> list[epath.Path]:
+    if found := _matching(source):
+        return found
+    path = files.locate(source)
+    kind = files.kind(path)
+    if kind == "directory":
+        raise UserError(f"data.source {source!r} is a directory{_hint(path)}.")
+    if kind is not None:
+        raise UserError(f"data.source {source!r} is not a regular file; name a file of UTF-8 text.")
+    if any(c in source for c in "*?["):
+        raise UserError(f"data.source {source!r} matches no file; name a path or glob of UTF-8 text files.")
+    scheme, colon, _ = source.partition(":")
+    if colon and scheme.isalnum():
+        raise UserError(f"data.source {source!r} does not exist, and {scheme!r} is no kind of data set{did_you_mean(scheme, HUBS)}.")
+    if any(c in source for c in "/\\.~"):
+        raise UserError(
+            f"data.source {source!r} does not exist; name a path or glob of UTF-8 text files, or an embedded text: {', '.join(EMBEDDED)}."
+        )
+    raise UserError(f"data.source {source!r} is neither an embedded text{did_you_mean(source, EMBEDDED)} nor a file.")
+
+
+def _hint(path: epath.Path) -> str:
+    if (path / "manifest.json").exists():
+        return " of prepared data, from which one trains; to prepare data, name a text"
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return f" of a saved data set: write 'hf:{path}'"
+    return f"; name a file or a glob of files, such as {str(path / '*.txt')!r}"

@@ -1,0 +1,331 @@
+"""From a source to a folder of records: the plan, the stages one after the other, and how a preparation that was interrupted goes on.
+
+    OUTPUT/unfinished/plan.json     what decides the records: who finds another plan begins anew
+    OUTPUT/unfinished/tokenizer/    made first
+    OUTPUT/unfinished/tokens/       the tokens of each part of the source, with a note (stages.py)
+    OUTPUT/unfinished/shards.json   the names of the shards that are written, so that those of a plan given up can be taken away
+    OUTPUT/unfinished/shards/       a note for each shard that is written
+    OUTPUT/                         as records.py says; manifest.json makes it whole, and then unfinished/ goes
+
+Nothing here depends on the number of workers, nor on whether they are processes or machines.
+"""
+
+import bisect
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from cdcd_jax.config import DataConfig, UserError
+from cdcd_jax.data import files, records, sources, stages, tokenizers, unigram
+from cdcd_jax.data.records import MANIFEST, TOKEN_COUNTS, TOKENIZER, UNFINISHED, Manifest
+from cdcd_jax.data.stages import Filled, Filling, Stretch
+from cdcd_jax.data.streams import Job, Stream
+from cdcd_jax.data.workers import Map
+
+LEAST_SHARD, MOST_SHARD, SHARDS = 1 << 22, 1 << 28, 16  # bytes, and how many shards a split has if these bounds allow
+OTHERWISE = ("source", "tokenizer_from", "pad_insertion")  # keys of the config that a plan holds by content, or that training alone needs
+SHARD_NAMES = "shards.json"
+OURS = ("lock", "plan.json", TOKENIZER, "tokens", SHARD_NAMES, "shards", "results")  # what is written into unfinished/
+Watch = Callable[[str, int, Iterable[Any]], Iterable[Any]]
+Streams = list[dict[str, Stream]]
+
+
+def unwatched(what: str, total: int, results: Iterable[Any]) -> Iterable[Any]:
+    """What watches nothing: others show how many results of a stage have come."""
+    return results
+
+
+def prepare(
+    config: DataConfig, folder: epath.Path, run: Map = map, watch: Watch = unwatched, say: Callable[[str], None] = lambda sentence: None
+) -> tuple[Manifest, bool]:
+    """Prepares the config's source in a folder, or goes on with it: (what the folder holds, whether it was whole before).
+
+    run: a map over workers. say: is told in a sentence if what was begun cannot be gone on with.
+    Raises UserError as sources and tokenizers do, if the folder holds something else, and if there are too few tokens for rows to train on and to
+    hold out. Whatever ends it, the same call goes on where it was, and the folder is not whole before it is finished.
+    """
+    folder = files.absolute(folder)
+    with files.writing(folder):
+        _refuse_others(folder)
+    listing = sources.list_parts(config, run)
+    plan = make_plan(config, listing.parts)
+    with files.writing(folder), _alone(folder):
+        if (folder / MANIFEST).exists():
+            return _whole(folder, plan, run, watch), True
+        _begin(folder, plan, say)
+        tokenizer = _tokenizer(config, listing.parts, folder / UNFINISHED / TOKENIZER, run, watch)
+        job = Job(config, str(folder), _digest([plan, tokenizer.fingerprint]))
+        numbered = list(enumerate(listing.parts))
+        streams = list(watch("parts tokenised", len(numbered), run(functools.partial(stages.tokenise, job), numbered)))
+        layouts = {split: _lay_out(config, tokenizer.vocab_size, streams, split) for split in sources.SPLITS}
+        _check_sizes(config, layouts)
+        fillings = [filling for layout in layouts.values() for filling in layout.fillings]
+        shards, counts = _fill(job, fillings, tokenizer.vocab_size, run, watch)
+        splits = {
+            split: _counts(job, layout, [of_part[split] for of_part in streams if split in of_part], listing.empty_documents.get(split, 0))
+            for split, layout in layouts.items()
+            if layout.tokens
+        }
+        resolved = dataclasses.replace(config, tokenizer=tokenizer.name)
+        if tokenizer.name == "sentencepiece":
+            resolved = dataclasses.replace(resolved, vocab_size=tokenizer.vocab_size)
+        manifest = Manifest(
+            format=records.FORMAT,
+            source=config.source,
+            num_records=sum(split.num_records for split in splits.values()),
+            record_length=config.sequence_length,
+            num_characters=sum(split.num_characters for split in splits.values()),
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            data_fingerprint=job.key,
+            plan=plan,
+            dtype=records.dtype_for(tokenizer.vocab_size),
+            packing=config.packing,
+            config=dataclasses.asdict(resolved),
+            inputs=listing.inputs,
+            splits=splits,
+            shards=shards,
+        )
+        tokenizer.save(folder / TOKENIZER)
+        files.write_whole(folder / TOKEN_COUNTS, json.dumps(counts) + "\n")
+        records.write_manifest(folder, manifest)
+        _take_away(folder / UNFINISHED)
+        return manifest, False
+
+
+def make_plan(config: DataConfig, parts: list[sources.Part]) -> dict[str, Any]:
+    """All that decides the records, before there is a tokenizer: two equal plans have equal records."""
+    plan: dict[str, Any] = {"format": records.FORMAT, "text": _digest([part.key for part in parts])}
+    plan |= {f"data.{key}": value for key, value in dataclasses.asdict(config).items() if key not in OTHERWISE}
+    plan["tokenizer"] = tokenizers.load(files.locate(config.tokenizer_from)).fingerprint if config.tokenizer_from else "made from the text"
+    return plan
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    words = {"text": "the text is another", "tokenizer": "the tokenizer is another", "format": "it was made by another version"}
+    keys = [key for key in here if there.get(key) != here[key]]
+    return ", and ".join(words.get(key, f"{key} = {there.get(key)!r} there and {here[key]!r} here") for key in keys)
+
+
+def _refuse_others(folder: epath.Path) -> None:
+    """Raises UserError for a folder with anything in it that is no preparation, and for what is no folder."""
+    if files.kind(folder) not in (None, "directory"):
+        raise UserError(f"{folder} is a file; name a folder as --output.")
+    # What stands for a folder in a bucket may be an object of the folder's own name.
+    found = [path.name for path in folder.iterdir() if path != folder] if folder.exists() else []
+    begun = (folder / UNFINISHED / "plan.json").exists() or found == [UNFINISHED] and _ours(folder / UNFINISHED)[1]
+    if found and MANIFEST not in found and not begun:
+        raise UserError(f"{folder} is not empty and holds no prepared data (no {MANIFEST}); name a new folder as --output.")
+
+
+@contextlib.contextmanager
+def _alone(folder: epath.Path) -> Iterator[None]:
+    """Keeps a second process of this machine from the same folder. The lock is the kernel's, so a kill leaves none."""
+    if files.in_bucket(folder) or (folder / MANIFEST).exists():
+        yield
+        return
+    (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
+    with (folder / UNFINISHED / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process prepares {folder} at this moment; wait for it, or name another --output.") from error
+        yield
+
+
+def _whole(folder: epath.Path, plan: dict[str, Any], run: Map, watch: Watch) -> Manifest:
+    """The manifest of a whole folder, if it is what this plan leads to and every byte is there. Removes what a kill may have left of its making."""
+    manifest = records.read_manifest(folder)
+    if differences := _differences(manifest.plan, plan):
+        raise UserError(f"{folder} is prepared, but otherwise ({differences}); name another folder as --output.")
+    faults = watch("shards verified", len(manifest.shards), run(functools.partial(records.fault, str(folder)), manifest.shards))
+    for shard, fault in zip(manifest.shards, faults, strict=True):
+        if fault:
+            raise UserError(f"{folder / shard.name} {fault}: put the right file back, or remove {folder} and prepare it again.")
+    if tokenizers.load(folder / TOKENIZER).fingerprint != manifest.tokenizer_fingerprint:
+        raise UserError(f"{folder / TOKENIZER} is not the tokenizer that {folder} was prepared with; put that one back.")
+    records.read_token_counts(folder)
+    _take_away(folder / UNFINISHED)
+    return manifest
+
+
+def _begin(folder: epath.Path, plan: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Goes on with what was begun by the same plan; takes away what another plan left."""
+    path = folder / UNFINISHED / "plan.json"
+    there = _read(path)
+    if there == plan:
+        return
+    if there is not None:
+        say(f"{folder} is begun anew: {_differences(there, plan)}.")
+    for name in _read(path.with_name(SHARD_NAMES)) or []:
+        (folder / name).unlink(missing_ok=True)
+    _take_away(path.parent, but="lock")
+    files.write_whole(path, json.dumps(plan, indent=2) + "\n")
+
+
+def _ours(unfinished: epath.Path) -> tuple[list[epath.Path], bool]:
+    """What of a folder `unfinished` was written here, and whether that is all of it."""
+    found = [path for path in unfinished.iterdir() if path != unfinished] if unfinished.exists() else []
+    ours = [path for path in found if path.name in OURS or path.name.startswith(tuple(map(files.partial_name, OURS)))]
+    return ours, len(ours) == len(found)
+
+
+def _take_away(unfinished: epath.Path, but: str = "") -> None:
+    """Removes what was written here, and the folder if nothing else is in it."""
+    ours, all_of_it = _ours(unfinished)
+    for path in ours:
+        if path.name != but:
+            path.rmtree() if files.kind(path) == "directory" else path.unlink()
+    if all_of_it and not but and not files.in_bucket(unfinished) and unfinished.exists():
+        unfinished.rmdir()
+
+
+def _read(path: epath.Path) -> Any:
+    """What a file of JSON holds; None if it is not there, or was not written by this program."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _tokenizer(config: DataConfig, parts: list[sources.Part], folder: epath.Path, run: Map, watch: Watch) -> tokenizers.Tokenizer:
+    """The config's tokenizer, saved in a folder, where it is found by a preparation that goes on."""
+    if (folder / "tokenizer.json").exists():
+        with contextlib.suppress(UserError):  # damaged: it is made again
+            return tokenizers.load(folder)
+    if config.tokenizer_from:
+        tokenizer = tokenizers.load(files.locate(config.tokenizer_from))
+    elif config.tokenizer == "byte":
+        tokenizer = tokenizers.ByteTokenizer()
+    else:
+        tokenizer = _made(config, parts, run, watch)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def _made(config: DataConfig, parts: list[sources.Part], run: Map, watch: Watch) -> tokenizers.Tokenizer:
+    """A tokenizer made from the train split, or from a sample of a long one; it knows the characters of all splits."""
+    join, counts, train, splits = sources.joiner(config), dict[str, int](), 0, set[str]()
+    for survey in watch("parts surveyed", len(parts), run(functools.partial(stages.survey, config), parts)):
+        train += survey.train
+        splits |= survey.splits
+        for character, number in survey.counts.items():
+            counts[character] = counts.get(character, 0) + number
+    counts[join] = counts.get(join, 0) - len(splits)  # the first document of a split is joined to none
+    counts = {character: number for character, number in counts.items() if number > 0}
+    train -= len(join)
+    if config.tokenizer != "sentencepiece":
+        return tokenizers.from_sample(config, [], train, counts)
+    fraction = unigram.TRAINING_CHARACTERS / max(train, 1)
+    found = watch("parts sampled", len(parts), run(functools.partial(stages.sample, config, fraction), list(enumerate(parts))))
+    texts = list(itertools.chain.from_iterable(found))
+    sentences = texts if fraction < 1 else unigram.sentences("".join(texts)[len(join) :])
+    return tokenizers.from_sample(config, sentences, train, counts)
+
+
+class Layout(NamedTuple):
+    """A split's tokens, the shards that are made of them, and those after the last whole row, which are dropped."""
+
+    tokens: int
+    dropped: int
+    fillings: list[Filling]
+
+    @property
+    def records(self) -> int:
+        return sum(filling.num_records for filling in self.fillings)
+
+
+def _lay_out(config: DataConfig, vocabulary: int, streams: Streams, split: str) -> Layout:
+    stretches = list(_stretches(streams, split))
+    ends = list(itertools.accumulate(stretch.last - stretch.first for stretch in stretches))
+    size = ends[-1] if ends else 0
+    dtype = records.dtype_for(vocabulary)
+    width = records.record_bytes(config.sequence_length, dtype, config.packing)
+    rows = size // width
+    shards = -(-rows * width // min(max(rows * width // SHARDS, LEAST_SHARD), MOST_SHARD))
+    bounds = [rows * k // shards for k in range(shards + 1)] if shards else [0]
+    fillings = [
+        Filling(f"{split}-{k:05d}-of-{shards:05d}.array_record", split, last - first, list(_cut(stretches, ends, first * width, last * width)))
+        for k, (first, last) in enumerate(itertools.pairwise(bounds))
+    ]
+    if config.packing == "wrap":
+        return Layout(size // np.dtype(dtype).itemsize, size % width // np.dtype(dtype).itemsize, fillings)
+    return Layout(sum(of_part[split].tokens for of_part in streams if split in of_part), 0, fillings)
+
+
+def _stretches(streams: Streams, split: str) -> Iterator[Stretch]:
+    """What of the files of tokens makes up a split: the first document as it is, the others joined to the one before."""
+    first = True
+    for number, of_part in enumerate(streams):
+        if split in of_part:
+            stream = of_part[split]
+            if stream.alone and not first:
+                raise UserError(
+                    "the tokenizer lacks the line break or space that joins one document to the next; take another data.tokenizer_from, or "
+                    'data.packing = "pack" or "pad", which join none.'
+                )
+            if first and stream.bare:
+                yield Stretch(number, split, 0, stream.bare)
+                yield Stretch(number, split, stream.bare + stream.joined, stream.bytes)
+            else:
+                yield Stretch(number, split, stream.bare, stream.bytes)
+            first = False
+
+
+def _cut(stretches: list[Stretch], ends: list[int], first: int, last: int) -> Iterator[Stretch]:
+    """Bytes [first, last) of stretches laid one after the other, where they end at `ends`."""
+    for i in range(bisect.bisect_right(ends, first), len(stretches)):
+        number, split, begin, end = stretches[i]
+        at = ends[i] - (end - begin)
+        if at >= last:
+            return
+        yield Stretch(number, split, begin + max(first - at, 0), begin + min(last - at, end - begin))
+
+
+def _check_sizes(config: DataConfig, layouts: dict[str, Layout]) -> None:
+    """Raises UserError where a split is too small to be used: one row to train on, two to hold out, of which alone there is a standard error."""
+    for split, least in (("train", 1), ("valid", 2), ("test", 1)):
+        tokens, rows = layouts[split].tokens, layouts[split].records
+        if rows < least and (tokens or split != "test"):
+            raise UserError(
+                f"the {split} split of {config.source!r} has {tokens:,} tokens, fewer than {'two rows' if least == 2 else 'one row'} of "
+                f"data.sequence_length = {config.sequence_length}; give more text or a shorter sequence, or change data.valid_fraction = "
+                f"{config.valid_fraction} and data.test_fraction = {config.test_fraction}."
+            )
+
+
+def _fill(job: Job, fillings: list[Filling], vocabulary: int, run: Map, watch: Watch) -> tuple[list[records.Shard], list[int]]:
+    """Writes all shards: (shards, how often each token is in those of the train split)."""
+    files.write_whole(job.unfinished / SHARD_NAMES, json.dumps([filling.name for filling in fillings]))
+    shards, counts = [], np.zeros(vocabulary, np.int64)
+    filled: Filled
+    for filled in watch("shards written", len(fillings), run(functools.partial(stages.fill, job), fillings)):
+        shards.append(filled.shard)
+        if filled.counts:
+            counts += np.array(filled.counts)
+    return shards, counts.tolist()
+
+
+def _counts(job: Job, layout: Layout, streams: list[Stream], empty: int) -> records.SplitCounts:
+    characters = sum(stream.characters for stream in streams)
+    alone = job.config.packing != "wrap" or streams[0].alone
+    return records.SplitCounts(
+        num_records=layout.records,
+        num_tokens=layout.tokens,
+        num_characters=characters - (0 if alone else len(sources.joiner(job.config))),  # the first is joined to none
+        num_documents=sum(stream.documents for stream in streams),
+        tokens_dropped=layout.dropped,
+        empty_documents=empty,
+    )

