@@ -12,6 +12,7 @@ from etils import epath
 
 from cdcd_jax.config import TryAgain, UserError
 from cdcd_jax.data import files
+from cdcd_jax.training import workdir
 from cdcd_jax.training.events import Events
 from cdcd_jax.training.progress import console
 
@@ -28,8 +29,8 @@ class Journal:
     them. `still_ours`, of training/lock.py, is called before anything is written into a bucket: another trainer's lines are not written over.
     """
 
-    def __init__(self, workdir: epath.Path, still_ours: Callable[[], None], seconds: float = SECONDS):
-        self.workdir, self.still_ours, self.seconds = workdir, still_ours, seconds
+    def __init__(self, folder: epath.Path, still_ours: Callable[[], None], seconds: float = SECONDS):
+        self.workdir, self.still_ours, self.seconds = folder, still_ours, seconds
         self._kept: dict[str, str] = {}  # lines that a disk has not taken yet
         # What follows is for buckets alone.
         self._lines: dict[str, list[str]] = {}  # all of a file's lines
@@ -37,11 +38,29 @@ class Journal:
         self._copied: dict[str, int] = {}  # how long an events file was when it was copied
         self._lock, self._writing, self._ending = threading.Lock(), threading.Lock(), threading.Event()
         self._folder, self._thread = None, None
-        if files.in_bucket(workdir):
+        if files.in_bucket(folder):
             self._folder = tempfile.TemporaryDirectory(prefix="cdcd_jax-")
             self._thread = threading.Thread(target=self._now_and_then, name="journal", daemon=True)
             self._thread.start()
-        self._events = Events(self._folder.name if self._folder else workdir.as_posix())
+        self._events = Events(self._folder.name if self._folder else folder.as_posix())
+
+    def amend(self, name: str, step: int) -> list[dict[str, Any]]:
+        """Drops the lines of the file of that name that are later than a step, and one that a kill left half-written; all whole ones as they were.
+
+        To be called before the first line is added. Raises UserError, naming the line, where one is damaged.
+        """
+        path = self.workdir / name
+        if not path.exists():
+            return []
+        before = workdir.lines(path)
+        kept = [json.dumps(line) + "\n" for line in before if line["step"] <= step]
+        if self._folder is None:
+            files.write_whole(path, "".join(kept))
+        else:
+            with self._lock:
+                self._lines[name] = kept
+                self._changed.add(name)
+        return before
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Adds a line to the file of that name. Where a disk does not take it, it is kept, and written with the next one."""

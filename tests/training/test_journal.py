@@ -65,6 +65,25 @@ def test_what_a_disk_does_not_take_to_the_end_is_an_error(tmp_path: pathlib.Path
         written.append("metrics.jsonl", {"step": 1})
 
 
+@pytest.mark.parametrize("in_bucket", [False, True])
+def test_what_goes_back_loses_its_later_lines_and_a_torn_one(in_bucket: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a line that is made again, as that of an evaluation which was cut short, is there once."""
+    monkeypatch.setattr(files, "in_bucket", lambda path: in_bucket and str(path).startswith(str(tmp_path)))
+    folder = epath.Path(tmp_path)
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4')
+    with Journal(folder, ours, seconds=1e3) as written:
+        assert written.amend("metrics.jsonl", 2) == [{"step": 1}, {"step": 2}, {"step": 3}]
+        assert written.amend("telemetry.jsonl", 2) == []
+        for step in (3, 4):
+            written.append("metrics.jsonl", {"step": step, "again": True})
+        written.flush()
+        assert steps(folder) == [1, 2, 3, 4] and not (folder / "telemetry.jsonl").exists()
+    (folder / "metrics.jsonl").write_text('{"step": 1}\nnothing\n')
+    with pytest.raises(UserError, match="line 2 of .*metrics.jsonl is damaged"), Journal(folder, ours) as written:
+        written.amend("metrics.jsonl", 1)
+    assert (folder / "metrics.jsonl").read_text() == '{"step": 1}\nnothing\n' and not events(folder)
+
+
 @pytest.mark.parametrize("moment", ["from the start", "later"])
 def test_a_run_goes_on_without_tensorboards_events(moment: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No traceback, and one warning, whether their file cannot be made, or the disk is full when it grows."""
