@@ -72,13 +72,14 @@ def several() -> bool:
     return _joined
 
 
-def _index() -> int:
+def me() -> int:
+    """Which of the processes this one is."""
     return distributed.global_state.process_id
 
 
 def name() -> str:
     """How this process is called in the log."""
-    return _called(_index(), socket.gethostname()) if several() else "this process"
+    return _called(me(), socket.gethostname()) if several() else "this process"
 
 
 def _called(index: int, host: str) -> str:
@@ -184,14 +185,14 @@ def _leave_when_aborted(job: Job) -> None:
 
 def first() -> bool:
     """Whether this is the process that writes for all of them; known before any device is used."""
-    return not several() or _index() == 0
+    return not several() or me() == 0
 
 
 def publish(phase: str, lasted: float, step: int) -> bool:
     """A sign of life, with what this process is doing. False when nobody took it: an abort follows then, which says so."""
     sign = {"host": socket.gethostname(), "phase": phase, "lasted": lasted, "step": step, "time": time.time()}
     try:
-        _client().key_value_set(f"cdcd/seen/{_index()}", json.dumps(sign), allow_overwrite=True)
+        _client().key_value_set(f"cdcd/seen/{me()}", json.dumps(sign), allow_overwrite=True)
     except jax.errors.JaxRuntimeError:
         return False
     return True
@@ -203,7 +204,7 @@ def failure_of_another() -> Failure | None:
         told = _client().key_value_dir_get("cdcd/failed/")
     except jax.errors.JaxRuntimeError:
         return None
-    others = [text for key, text in told if key.rpartition("/")[2] != str(_index())]
+    others = [text for key, text in told if key.rpartition("/")[2] != str(me())]
     return Failure(**json.loads(others[0])) if others else None
 
 
@@ -220,11 +221,11 @@ def last_seen() -> list[Seen]:
         return [] if first() else [Seen(0, "process 0 (the coordinator, which does not answer)", "unknown", 0.0, 0, False)]
     found = []
     for index in range(distributed.global_state.num_processes):
-        sign, me = after.get(str(index)), index == _index()
+        sign = after.get(str(index))
         if sign is None:
-            found.append(Seen(index, f"process {index}, which gave none yet", "start", 0.0, 0, me))
+            found.append(Seen(index, f"process {index}, which gave none yet", "start", 0.0, 0, index == me()))
         else:
-            alive = me or before.get(str(index)) != sign
+            alive = index == me() or before.get(str(index)) != sign
             found.append(Seen(index, _called(index, sign["host"]), sign["phase"], sign["lasted"], sign["step"], alive))
     return found
 
@@ -245,13 +246,20 @@ def signs() -> dict[str, Any] | None:
     return found[0] if found else None
 
 
+def given_signs() -> dict[int, float]:
+    """When each of the other processes gave its last sign of life, by its own clock; 0 where it gave none. Empty when nobody can say."""
+    found = signs()
+    others = () if found is None else (index for index in range(distributed.global_state.num_processes) if index != me())
+    return {index: found[str(index)]["time"] if found and str(index) in found else 0.0 for index in others}
+
+
 def depart(code: int) -> int:
     """The end of a job, when all processes have come to it: returns the code where this one is alone; of several each ends with its code."""
     global _final
     if not several():
         return code
     _final = code
-    if _index() == 0:
+    if me() == 0:
         time.sleep(INTERVAL)  # the others lose the coordination service with this process
     _exit(code)
 
@@ -291,8 +299,8 @@ def leave(code: int, text: str, tell: bool = True) -> NoReturn:
 def _tell(code: int, text: str) -> None:
     last = text.rstrip().rpartition("\n")[2].removeprefix("error: ")
     try:
-        _client().key_value_set(f"cdcd/failed/{_index()}", json.dumps({"name": name(), "code": code, "sentence": last}), allow_overwrite=True)
+        _client().key_value_set(f"cdcd/failed/{me()}", json.dumps({"name": name(), "code": code, "sentence": last}), allow_overwrite=True)
     except jax.errors.JaxRuntimeError:
         return  # nobody to tell
-    if _index() == 0:
+    if me() == 0:
         time.sleep(1.8 * INTERVAL)  # the store goes with this process

@@ -16,6 +16,7 @@ from cdcd_jax.parallel import backend, hosts, rollcall
 from cdcd_jax.parallel.clock import Clock
 
 MARGIN = 10.0  # seconds after which the watch ends a roll call that has not ended itself
+STOPPED = 5.0  # seconds after which a look that comes late is that of a process which was stopped
 TICK = 0.25  # seconds between two looks at the clock
 WORKING = ("data", "step")  # the phases that all hosts are in together; in the others one may take longer
 
@@ -31,7 +32,7 @@ class Watch:
         self._config, self._clock = config, Clock()
         self._closed = threading.Event()
         self._heard = 0.0  # when the coordination service answered last; 0 before it did
-        self._signs: dict[str, tuple[float, float]] = {}  # of each process: its last sign of life, and when that was first seen here
+        self._signs: dict[int, tuple[float, float]] = {}  # of each process: its last sign of life, and when that was first seen here
 
     def __enter__(self) -> Clock:
         backend.watch_gpus(self._config)
@@ -98,27 +99,30 @@ class Watch:
     def _deadlines(self) -> None:
         looked = time.monotonic()
         while not self._closed.wait(TICK):
-            late, looked = time.monotonic() - looked > TICK + 5.0, time.monotonic()
-            if late:  # the whole process was stopped, by Ctrl-Z or a debugger, and goes on
-                self._begin_anew()
-                continue
-            phase, lasted = self._clock.now
-            silent = looked - self._heard
-            if self._heard and silent > self.silence(phase):
-                whose = "of this process" if hosts.first() else "in process 0"
-                self._leave(f"the coordination service {whose}, by which all tell each other, has not answered for {silent:.0f} s", hosts.last_seen())
-            if lasted <= self.deadline(phase):
-                continue
-            seen = hosts.last_seen() if hosts.several() else []
+            if time.monotonic() - looked > TICK + STOPPED:  # the whole process was stopped, by Ctrl-Z or a debugger, and goes on
+                self.begin_anew()
+            else:
+                self.look()
             looked = time.monotonic()
-            if phase in WORKING and any(host.alive and host.lasted <= self.deadline(host.phase) for host in seen):
-                continue  # this one waits for another, which compiles, evaluates or saves in its own time, or has just come back from there
-            if self._clock.now[0] == phase and self._clock.now[1] > lasted and not self._closed.is_set():
-                waiting = f", waiting for {hosts.waiting()}" if hosts.waiting() else ""
-                limit = f"its deadline, hosts.{self._key(phase)}, is {self.deadline(phase):.0f} s"
-                self._leave(f"{hosts.name()} made no progress for {self._clock.now[1]:.0f} s (phase {phase}{waiting}; {limit})", seen)
 
-    def _begin_anew(self) -> None:
+    def look(self) -> None:
+        """Leaves when the phase under way has lasted too long, or the coordination service been silent for too long."""
+        phase, lasted = self._clock.now
+        silent = time.monotonic() - self._heard
+        if self._heard and silent > self.silence(phase):
+            whose = "of this process" if hosts.first() else "in process 0"
+            self._leave(f"the coordination service {whose}, by which all tell each other, has not answered for {silent:.0f} s", hosts.last_seen())
+        if lasted <= self.deadline(phase):
+            return
+        seen = hosts.last_seen() if hosts.several() else []
+        if phase in WORKING and any(host.alive and host.index != hosts.me() and host.lasted <= self.deadline(host.phase) for host in seen):
+            return  # this one waits for another, which compiles, evaluates or saves in its own time, or has just come back from there
+        if self._clock.now[0] == phase and self._clock.now[1] > lasted and not self._closed.is_set():
+            waiting = f", waiting for {hosts.waiting()}" if hosts.waiting() else ""
+            limit = f"its deadline, hosts.{self._key(phase)}, is {self.deadline(phase):.0f} s"
+            self._leave(f"{hosts.name()} made no progress for {self._clock.now[1]:.0f} s (phase {phase}{waiting}; {limit})", seen)
+
+    def begin_anew(self) -> None:
         """All deadlines, this process's and those that it sets the others, run from now on."""
         self._clock.begin_anew()
         self._heard = time.monotonic() if self._heard else 0.0
@@ -133,23 +137,27 @@ class Watch:
         hosts.leave(AGAIN, "\n".join(lines))
 
     def _news(self) -> None:
-        """Publishes what this process does, and leaves as soon as another says that it has failed."""
-        hosts.publish(*self._clock.now, self._clock.step)  # at once: whoever gave no sign is taken for dead when something fails
+        self.listen()  # at once: whoever gave no sign is taken for dead when something fails
         while not self._closed.wait(hosts.INTERVAL):
-            phase, lasted = self._clock.now
-            if not hosts.publish(phase, lasted, self._clock.step):
-                continue
-            self._heard = time.monotonic()
-            failure = hosts.failure_of_another()
-            if failure is not None:
-                failure.follow()
-            # The first process looks after all the others, which need to look only after it: it holds the store.
-            for index, sign in (hosts.signs() or {}).items() if hosts.first() else ():
-                given, since = self._signs.get(index, (0.0, 0.0))
-                if sign["time"] != given:
-                    self._signs[index] = (sign["time"], self._heard)
-                elif self._heard - since > self.silence(phase):
-                    self._leave(f"process {index} has given no sign of life for {self._heard - since:.0f} s", hosts.last_seen())
+            self.listen()
+
+    def listen(self) -> None:
+        """Publishes what this process does, and leaves as soon as another has failed or, in the first, has given no sign of life for too long."""
+        phase, lasted = self._clock.now
+        if not hosts.publish(phase, lasted, self._clock.step):
+            return
+        self._heard = time.monotonic()
+        failure = hosts.failure_of_another()
+        if failure is not None:
+            failure.follow()
+        if not hosts.first():  # it holds the store, so that it looks after all the others, and they need to look only after it
+            return
+        for index, given in hosts.given_signs().items():
+            before, since = self._signs.get(index, (-1.0, 0.0))
+            if given != before:
+                self._signs[index] = (given, self._heard)
+            elif self._heard - since > self.silence(phase):
+                self._leave(f"process {index} has given no sign of life for {self._heard - since:.0f} s", hosts.last_seen())
 
 
 def stacks() -> list[str]:

@@ -109,8 +109,6 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
                     soft_wrap=True,
                 )
         loop = Loop(config, directory, corpus, checkpoints, meta, mesh, clock, stop, still_ours)
-        if first:
-            loop.go_on(saved)
         return loop.run(make_step(config, sharding, batch_sharding(mesh)), state, saved, batches)
 
 
@@ -144,11 +142,10 @@ class Loop:
         self.marked: int | None = None  # the checkpoint that is written down as complete
         self.read_out = ""  # what the last probe said, for the progress bar
         self.before = goodput.nothing()  # the lives before
-        self.probed = 0  # the last step that was examined
         self.said = (0, 0.0)  # the last logged step, and the seconds spent on steps until then
 
-    def go_on(self, saved: int) -> None:
-        """Brings the workdir's records back to the step that this life begins with."""
+    def go_on(self, saved: int, journal: Journal) -> bool:
+        """Brings the workdir's records back to the step that this life begins with; whether that step has yet to be examined."""
         if saved:
             console.print(f"going on from step {saved:,} of {self.directory}")
         there = workdir.read_config(self.directory)
@@ -159,24 +156,25 @@ class Loop:
             )
         if there != self.config:  # in what may change
             files.write_whole(self.directory / "config.json", to_json(self.config))
-        self.before = goodput.carried(workdir.cut_after(self.directory / "metrics.jsonl", saved), saved, self.clock.began)
-        probes = workdir.cut_after(self.directory / "telemetry.jsonl", saved)
-        self.probed = max((line["step"] for line in probes if line["step"] <= saved), default=0)
+        self.before = goodput.carried(journal.amend("metrics.jsonl", saved), saved, self.clock.began)
+        probed = max((line["step"] for line in journal.amend("telemetry.jsonl", saved) if line["step"] <= saved), default=0)
+        return saved > 0 and self.probe_due(saved) and probed < saved
 
     def run(self, step: Step, state: TrainState, start: int, batches: Any) -> int:
         """Runs steps start + 1 .. num_steps; returns the exit code."""
         c, stop = self.config, self.stop
         steps, code, done = c.train.num_steps, 0, start
         self.said = (start, 0.0)
-        missing = self.first and start > 0 and self.probe_due(start) and self.probed < start
+        missing = False  # the line of the evaluation after the last saved step
         with contextlib.ExitStack() as stack:
             if self.first:
                 self.journal = stack.enter_context(Journal(self.directory, self.still_ours))
+                missing = self.go_on(start, self.journal)
                 self.bar = stack.enter_context(progress(steps, "training", start))
                 console.print("compiling the train step ...")
             self.clock.enter("compile")
             stop.begin()
-            if int(agreement.largest(missing)):  # the evaluation after the last saved step was cut short
+            if int(agreement.largest(missing)):  # it was cut short
                 code = 0 if self.probe(start, state) else self.cut_short(start)
             before, asked = None, agreement.largest(stop.code)
             for done in range(start + 1, steps + 1) if not code else ():

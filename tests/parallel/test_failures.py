@@ -1,7 +1,6 @@
 """How a process leaves: whoever reads its last lines or does not, and what the others hear of it."""
 
 import contextlib
-import json
 import os
 import socket
 import subprocess
@@ -9,64 +8,27 @@ import sys
 import threading
 import time
 
-import jax
 import pytest
 
 from cdcd_jax.parallel import hosts
 from cdcd_jax.parallel.hosts import Failure, Seen
 from tests.forked import ROOT
-
-
-class Store:
-    """The key-value store of the coordination service, as three processes see it."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, str] = {}
-        self.reachable = True
-        self.sign("0", time=1.0)
-        self.sign("1", time=1.0)  # and of process 2 nothing was heard yet
-
-    def sign(self, index: str, time: float) -> None:
-        """A sign of life of a process."""
-        self.values[f"cdcd/seen/{index}"] = json.dumps({"host": f"h{index}", "phase": "step", "lasted": 2.0, "step": 7, "time": time})
-
-    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
-        self.key_value_dir_get("")
-        assert allow_overwrite or key not in self.values
-        self.values[key] = value
-
-    def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]:
-        if not self.reachable:
-            raise jax.errors.JaxRuntimeError("UNAVAILABLE: the service is gone")
-        return [(key, value) for key, value in self.values.items() if key.startswith(prefix)]
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    """Makes this process the second of three; a test may make it another."""
-    made = Store()
-    for name, value in {"client": made, "process_id": 1, "num_processes": 3}.items():
-        monkeypatch.setattr(hosts.distributed.global_state, name, value)
-    monkeypatch.setattr(hosts, "_joined", True)
-    monkeypatch.setattr(hosts, "_leaving", threading.Lock())
-    monkeypatch.setattr(hosts, "INTERVAL", 0.05)
-    monkeypatch.setattr(hosts.os, "_exit", sys.exit)
-    return made
+from tests.store import Store
 
 
 @pytest.mark.parametrize(
     "me, again, silent",
     [
         (0, [], ["process 1 of 3 on h1", "process 2, which gave none yet"]),
-        (0, ["1"], ["process 2, which gave none yet"]),
+        (0, [1], ["process 2, which gave none yet"]),
         (1, [], ["process 0 of 3 on h0", "process 2, which gave none yet"]),
-        (2, ["0"], ["process 1 of 3 on h1"]),
-        (1, ["0", "2"], []),
-        (2, ["0", "1"], []),
+        (2, [0], ["process 1 of 3 on h1"]),
+        (1, [0, 2], []),
+        (2, [0, 1], []),
     ],
 )
 def test_who_is_silent_is_said_of_the_others_only(
-    store: Store, me: int, again: list[str], silent: list[str], monkeypatch: pytest.MonkeyPatch
+    store: Store, me: int, again: list[int], silent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hosts.distributed.global_state, "process_id", me)
     timer = threading.Timer(0.05, lambda: [store.sign(index, time=2.0) for index in again])
@@ -74,7 +36,7 @@ def test_who_is_silent_is_said_of_the_others_only(
     seen = hosts.last_seen()
     timer.join()
     assert len(seen) == 3 and [host.name for host in seen if not host.alive] == silent
-    assert Seen(0, "process 0 of 3 on h0", "step", 2.0, 7, me == 0 or "0" in again) in seen
+    assert Seen(0, "process 0 of 3 on h0", "step", 2.0, 7, me == 0 or 0 in again) in seen
 
 
 def test_a_store_that_is_gone_is_the_first_processes_and_its_own_says_nothing_of_itself(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
