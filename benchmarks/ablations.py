@@ -77,18 +77,18 @@ def fingerprint(config: Config) -> str:
 
 def run(config: Config, corpus: pipeline.Corpus, name: str) -> dict[str, Any]:
     """Trains one run with the library's own step and scores its averaged weights. The time per step is the median over stretches of ten steps."""
-    t, vocabulary = config.train, corpus.tokenizer.vocab_size
+    t = config.train
     mesh = make_mesh(config)
-    prior = jnp.asarray(pipeline.unigram_log_probabilities(corpus.train, vocabulary))
+    prior = jnp.asarray(pipeline.unigram_log_probabilities(corpus.token_counts))
     sharding = shardings(config, jax.eval_shape(lambda: init_state(config, prior)), mesh)
     state = jax.jit(lambda: init_state(config, prior), out_shardings=sharding)()
     step = make_step(config, sharding, batch_sharding(mesh))
-    batches = pipeline.batches(corpus.train, config.data.sequence_length, t.batch_size, t.seed, 0, 1)
+    batches = pipeline.batches(corpus.train, t.batch_size, t.seed, 0, 1, corpus.pads)
     stretches, began = [], time.monotonic()
     try:
         with progress(t.num_steps, f"{name} {t.seed}") as bar:
             for done in range(1, t.num_steps + 1):
-                state, measured = step(state, jax.make_array_from_process_local_data(batch_sharding(mesh), next(batches)["tokens"]))
+                state, measured = step(state, jax.device_put(next(batches), batch_sharding(mesh)))
                 if done % 10 == 0 or done == t.num_steps:
                     loss, now = float(measured["loss"]), time.monotonic()
                     stretches.append((now - began) / (done % 10 or 10))
@@ -99,7 +99,7 @@ def run(config: Config, corpus: pipeline.Corpus, name: str) -> dict[str, Any]:
     finally:
         batches.close()
     model = Model(config, corpus.tokenizer, state.ema, prior, t.num_steps)
-    score = metrics.nll(model, corpus.valid, DRAWS)
+    score = metrics.nll(model, corpus.splits["valid"].rows, DRAWS)
     return {
         "name": name,
         "seed": t.seed,

@@ -31,8 +31,8 @@ def checkpoint_wait(config: Config, repeats: int, num_steps: int) -> Result:
     computed beforehand: it is waited for whether it is saved or not.
     """
     step, state, mesh = start(config)
-    tokens = jax.device_put(random_tokens(config, (config.train.batch_size, config.data.sequence_length)), batch_sharding(mesh))
-    state, metrics = step(filled(state), tokens)
+    batch = jax.device_put({"tokens": random_tokens(config, (config.train.batch_size, config.data.sequence_length))}, batch_sharding(mesh))
+    state, metrics = step(filled(state), batch)
     shares, waits = [], []
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(epath.Path(folder), CheckpointConfig())
@@ -40,7 +40,7 @@ def checkpoint_wait(config: Config, repeats: int, num_steps: int) -> Result:
             began = time.perf_counter()
             for _ in range(num_steps):
                 before = metrics
-                state, metrics = step(state, tokens)
+                state, metrics = step(state, batch)
                 jax.block_until_ready(before)
             jax.block_until_ready(state)
             asked = time.perf_counter()

@@ -103,7 +103,7 @@ def train_step_ratio(config: Config, repeats: int, num_steps: int) -> Result:
 
     def advance() -> dict[str, jax.Array]:
         nonlocal state
-        state, metrics = step(state, tokens)
+        state, metrics = step(state, {"tokens": tokens})
         return metrics
 
     pair = in_turn(advance, lambda: bare(params, tokens, given, sigma, eps), repeats, warm_up=3)
@@ -150,7 +150,7 @@ def compile_time_ratio(config: Config, repeats: int, num_steps: int) -> Result:
         mesh = make_mesh(config)
         abstract = jax.eval_shape(lambda: init_state(deep, log_prior(deep)))
         tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.sequence_length), jnp.int32)
-        make_step(deep, shardings(config, abstract, mesh), batch_sharding(mesh)).lower(abstract, tokens).compile()
+        make_step(deep, shardings(config, abstract, mesh), batch_sharding(mesh)).lower(abstract, {"tokens": tokens}).compile()
 
     jax.config.update("jax_enable_compilation_cache", False)
     pair = in_turn(lambda: compile_with(DEEP), lambda: compile_with(SHALLOW), repeats, warm_up=1)
@@ -164,11 +164,11 @@ def data_wait(config: Config, repeats: int, num_steps: int) -> Result:
     before it ended.
     """
     step, state, mesh = start(config)
-    batches = pipeline.batches(random_tokens(config, (1_000_000,)), config.data.sequence_length, config.train.batch_size, 0, 0, 1)
+    batches = pipeline.batches(pipeline.Crops(random_tokens(config, (1_000_000,)), config.data.sequence_length), config.train.batch_size, 0, 0, 1)
     shares, before = [], None
 
-    def fetch() -> jax.Array:
-        return jax.make_array_from_process_local_data(batch_sharding(mesh), next(batches)["tokens"])
+    def fetch() -> dict[str, jax.Array]:
+        return {name: jax.make_array_from_process_local_data(batch_sharding(mesh), values) for name, values in next(batches).items()}
 
     try:
         state, before = step(state, fetch())
@@ -177,9 +177,9 @@ def data_wait(config: Config, repeats: int, num_steps: int) -> Result:
             began, waited = time.perf_counter(), 0.0
             for _ in range(num_steps):
                 asked = time.perf_counter()
-                tokens = fetch()
+                batch = fetch()
                 waited += time.perf_counter() - asked
-                state, metrics = step(state, tokens)
+                state, metrics = step(state, batch)
                 jax.block_until_ready(before)
                 before = metrics
             shares.append(waited / (time.perf_counter() - began))

@@ -1,4 +1,4 @@
-"""python -m cdcd_jax.evaluate --workdir=runs/demo [--metrics=nll,entropy] [--split=valid]: numbers for a trained run, as JSON and a table."""
+"""python -m cdcd_jax.evaluate --workdir=runs/demo [--metrics=nll,entropy] [--split=valid] [--num_sequences=0]: numbers of a run, in JSON."""
 
 import json
 from typing import Any
@@ -9,22 +9,26 @@ from absl import flags
 
 from cdcd_jax import doors
 from cdcd_jax.config import UserError, did_you_mean
-from cdcd_jax.data import files
+from cdcd_jax.data import files, pipeline
 from cdcd_jax.evaluation import metrics
 from cdcd_jax.run import Run, load_run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run, or gs://bucket/folder.", required=True)
 METRICS = flags.DEFINE_list("metrics", ["nll", "entropy"], "nll: the held-out bound; entropy: samples' token entropy and valid words.")
-SPLIT = flags.DEFINE_string("split", "valid", "valid or train.")
+SPLIT = flags.DEFINE_string("split", "valid", "train, valid or test: what nll scores.")
+NUM_SEQUENCES = flags.DEFINE_integer("num_sequences", 0, "How many sequences of it, spread evenly over the split; 0: all.", lower_bound=0)
 DRAWS = flags.DEFINE_integer("draws", 4, "Noise levels for each sequence scored.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "Samples drawn for entropy.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
 
 
 def nll(run: Run) -> tuple[str, dict[str, Any]]:
-    corpus = run.corpus()
-    tokens, name = (corpus.valid, "nll.json") if SPLIT.value == "valid" else (corpus.train, "nll_train.json")
-    return name, metrics.nll(run.model, tokens, DRAWS.value, SEED.value) | {"split": SPLIT.value}
+    split, splits = SPLIT.value, run.corpus().splits
+    if split not in splits:
+        raise UserError(f"the corpus of {run.workdir} has no split {split!r}, only {' and '.join(splits)}.")
+    rows = pipeline.Spread(splits[split].rows, NUM_SEQUENCES.value) if NUM_SEQUENCES.value else splits[split].rows
+    name = "nll.json" if split == "valid" else f"nll_{split}.json"
+    return name, metrics.nll(run.model, rows, DRAWS.value, SEED.value) | {"split": split}
 
 
 def entropy(run: Run) -> tuple[str, dict[str, Any]]:
@@ -33,6 +37,7 @@ def entropy(run: Run) -> tuple[str, dict[str, Any]]:
 
 
 KNOWN = {"nll": nll, "entropy": entropy}
+SPLITS = ("train", "valid", "test")
 
 
 def main() -> int:
@@ -41,8 +46,8 @@ def main() -> int:
     for name in METRICS.value:
         if name not in KNOWN:
             raise UserError(f"unknown metric {name!r}{did_you_mean(name, KNOWN)}.")
-    if SPLIT.value not in ("valid", "train"):
-        raise UserError(f"unknown split {SPLIT.value!r}{did_you_mean(SPLIT.value, ('valid', 'train'))}.")
+    if SPLIT.value not in SPLITS:
+        raise UserError(f"unknown split {SPLIT.value!r}{did_you_mean(SPLIT.value, SPLITS)}.")
     if DRAWS.value < 1:
         raise UserError(f"draws must be at least 1, not {DRAWS.value}.")
     run = load_run(WORKDIR.value)

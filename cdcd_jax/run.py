@@ -33,7 +33,7 @@ class Run:
         return self.model.step
 
     def corpus(self) -> pipeline.Corpus:
-        """The run's text, tokenised; read on first use. UserError when it cannot be read any more, or is not what the run was trained on."""
+        """The run's corpus, read or opened on first use. UserError when it cannot be read any more, or is not what the run was trained on."""
         if self._corpus is None:
             corpus = pipeline.load_corpus(self.config.data, self.model.tokenizer)
             if corpus.fingerprint != self.model.data_fingerprint:
@@ -65,9 +65,13 @@ class Run:
         return dataclasses.replace(self.config.sample, **settings)
 
     def likelihood(self, texts: str | list[str], *, draws: int = 4, seed: int = 0) -> dict[str, Any]:
-        """The bound on the negative log-likelihood of texts, as eval/nll.json holds it. Several texts are scored as one stream."""
+        """The bound on the negative log-likelihood of texts, as eval/nll.json holds it. Several texts are scored as one stream, in sequences of the
+        model's length; the remainder is not scored."""
         tokens = [self.model.tokenizer.encode(text) for text in ([texts] if isinstance(texts, str) else texts)]
-        return metrics.nll(self.model, np.concatenate([np.zeros(0, np.int32), *tokens]), draws, seed)
+        stream = np.concatenate([np.zeros(0, np.int32), *tokens])
+        if len(stream) < 2 * self.model.length:
+            raise UserError(f"a text of {len(stream)} tokens is too short to score: two sequences of {self.model.length} tokens are needed.")
+        return metrics.nll(self.model, pipeline.Windows(stream, self.model.length), draws, seed)
 
 
 def load_run(workdir: str | os.PathLike[str]) -> Run:

@@ -80,7 +80,7 @@ def tokens(rows: int = 8) -> np.ndarray:
     return np.stack([TOKENIZER.encode(SENTENCES[i % len(SENTENCES)]) for i in range(rows)])
 
 
-LOG_PRIOR = unigram_log_probabilities(tokens().reshape(-1), TOKENIZER.vocab_size)
+LOG_PRIOR = unigram_log_probabilities(np.bincount(tokens().reshape(-1), minlength=TOKENIZER.vocab_size))
 
 
 def mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
@@ -103,14 +103,14 @@ class Trainer:
         """The state before the first step."""
         return self.make_state()
 
-    def batch(self, rows: np.ndarray | None = None) -> jax.Array:
-        """Tokens on the mesh, the eight sentences if not told otherwise."""
-        return jax.device_put(tokens(self.config.train.batch_size) if rows is None else rows, self.batch_sharding)
+    def batch(self, rows: np.ndarray | None = None, **others: np.ndarray) -> dict[str, jax.Array]:
+        """A batch on the mesh, the eight sentences if not told otherwise; `others` are segments."""
+        return jax.device_put({"tokens": tokens(self.config.train.batch_size) if rows is None else rows} | others, self.batch_sharding)
 
     def lowered(self) -> jax.stages.Lowered:
         """The step's program. What is compiled from it is not compiled again when the step is called."""
         rows = jax.ShapeDtypeStruct((self.config.train.batch_size, LENGTH), jnp.int32, sharding=self.batch_sharding)
-        return self.step.lower(self.abstract, rows)
+        return self.step.lower(self.abstract, {"tokens": rows})
 
     def run(self, state: TrainState, steps: int) -> tuple[TrainState, list[dict[str, float]]]:
         """The state after some steps on the same batch, and each step's metrics."""

@@ -206,6 +206,12 @@ def kind(path: epath.Path) -> str | None:
         return None
 
 
+def sizes(folder: epath.Path) -> dict[str, int]:
+    """The bytes of each file in a folder, by its name, from one listing."""
+    listed = _filesystem(folder).ls(str(folder), detail=True)
+    return {about["name"].rstrip("/").rpartition("/")[2]: about["size"] for about in listed if about["type"] == "file"}
+
+
 def matching(pattern: epath.Path) -> list[epath.Path]:
     """The files that a glob matches, in the order of their names. As in a shell, hidden names match only what begins with a dot itself.
 

@@ -34,6 +34,8 @@ class Tokenizer(Protocol):
     def eos_id(self) -> int | None: ...
     @property
     def fingerprint(self) -> str: ...
+    @property
+    def characters(self) -> Int[np.ndarray, "V"]: ...
     def encode(self, text: str) -> Int32[np.ndarray, "n"]: ...
     def encode_many(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n"], Int64[np.ndarray, "k"]]: ...
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "n"]) -> str: ...
@@ -49,6 +51,8 @@ class _Pieces:
     def __init__(self, name: str, pieces: list[bytes], content: dict[str, Any], model: bytes = b""):
         self.name, self.vocab_size = name, len(pieces)
         self.fingerprint = hashlib.sha256(json.dumps([name, content], sort_keys=True).encode() + model).hexdigest()
+        # How many characters begin in each token: what a number of tokens stands for, whether or not one ends within a character.
+        self.characters = np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces])
         self._pieces, self._content, self._model = pieces, content, model
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "n"]) -> str:
@@ -158,6 +162,37 @@ class SentencePieceTokenizer(_Pieces):
         return 0 not in ids and b"".join(self._pieces[i - 1] for i in ids) == character.encode("utf-8")
 
 
+class WithPad:
+    """A tokenizer with one token more, PAD, the last: no text is encoded with it, and decoding leaves it out."""
+
+    bos_id = eos_id = None
+
+    def __init__(self, without: Tokenizer):
+        self.without = without
+        self.name, self.pad_id, self.vocab_size = without.name, without.vocab_size, without.vocab_size + 1
+        self.fingerprint = hashlib.sha256(f"PAD {without.fingerprint}".encode()).hexdigest()
+        self.characters = np.append(without.characters, 0)
+        self.encode, self.encode_many = without.encode, without.encode_many
+
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, "n"]) -> str:
+        return self.without.decode([i for i in ids if i != self.pad_id])
+
+    def piece(self, id: int | np.integer) -> str:
+        return "<pad>" if id == self.pad_id else self.without.piece(id)
+
+    def save(self, directory: epath.PathLike) -> None:
+        """Writes what the tokenizer without PAD does, which then says so in tokenizer.json."""
+        self.without.save(directory)
+        path = epath.Path(directory) / "tokenizer.json"
+        about = json.loads(path.read_text()) | {"pad_id": self.pad_id}
+        files.write_whole(path, json.dumps(about, indent=2) + "\n")
+
+
+def without_pad(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer that makes text into tokens."""
+    return tokenizer.without if isinstance(tokenizer, WithPad) else tokenizer
+
+
 def _utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
@@ -216,4 +251,4 @@ def load(directory: epath.PathLike) -> Tokenizer:
         raise UserError(
             f"the tokenizer in {str(directory)!r} is not the one that was saved: its content does not have the fingerprint {fingerprint}."
         )
-    return tokenizer
+    return WithPad(tokenizer) if "pad_id" in about else tokenizer

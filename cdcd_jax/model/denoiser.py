@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from cdcd_jax.model.layers import NAMES, Block, ConditionalNorm, Constrain, FourierFeatures, anywhere
 
@@ -21,8 +21,9 @@ KEPT: dict[str, Callable[..., Any]] = {
 class Denoiser(nn.Module):
     """features [B, L, 3 D + 1] = (noisy input, clean, flag, previous), sigma [B, 1] or [B, L] -> logits [B, L, V].
 
-    The flag is 1 at positions to be generated and 0 at given ones. The blocks' parameters are stacked along a leading axis and scanned over,
-    so that compile time does not grow with depth. The head starts at zero: before training, the logits are those of the output prior.
+    The flag is 1 at positions to be generated and 0 at given ones. With `segments`, no position of a row hears one of another number. The blocks'
+    parameters are stacked along a leading axis and scanned over, so that compile time does not grow with depth. The head starts at zero: before
+    training, the logits are those of the output prior.
     `remat` is a key of KEPT, or "none" to keep everything; `constrain` says where the rows of activations lie, on a mesh.
     """
 
@@ -40,7 +41,9 @@ class Denoiser(nn.Module):
     constrain: Constrain = anywhere
 
     @nn.compact
-    def __call__(self, features: Float[Array, "B L F"], sigma: Float[Array, "B S"]) -> Float[Array, "B L V"]:
+    def __call__(
+        self, features: Float[Array, "B L F"], sigma: Float[Array, "B S"], segments: Int[Array, "B L"] | None = None
+    ) -> Float[Array, "B L V"]:
         batch, length, size = features.shape
         x = nn.Dense(self.width, dtype=self.dtype, name="input")(features.reshape(-1, size).astype(self.dtype)).astype(jnp.float32)
         if self.noisy_vector:
@@ -61,7 +64,7 @@ class Denoiser(nn.Module):
             length=self.num_layers,
             unroll=self.scan_unroll,
         )
-        x, _ = blocks(self.num_heads, self.mlp_width, self.convolution_width, length, self.dtype, self.constrain, name="blocks")(x, level)
+        x, _ = blocks(self.num_heads, self.mlp_width, self.convolution_width, length, self.dtype, self.constrain, name="blocks")(x, level, segments)
         x = ConditionalNorm(self.constrain, name="output_norm")(x, level)
         logits = nn.Dense(self.vocab_size, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")(x.astype(self.dtype))
         return logits.reshape(batch, length, self.vocab_size)

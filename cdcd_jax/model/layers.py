@@ -1,7 +1,7 @@
 """The layers of the denoiser: rotary attention without a mask, conditional normalisation, short convolution, feed-forward.
 
 Activations travel flattened, [B L, W]: plain matrix products are a third faster than batched ones on CPUs. Parameters are float32; `dtype`
-is that of the matrix products.
+is that of the matrix products. `segments` [B, L], where there are any, number the documents of a row (0: padding): no position hears another's.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Constrain = Callable[[Array], Array]  # says on which devices the rows of an activation lie, and returns it
 NAMES = ("attention", "residual")  # what a block calls by name, for rematerialisation to keep
@@ -65,14 +65,14 @@ class ConditionalNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the whole sequence, no mask, rotary positions: [B L, W] -> [B L, W]."""
+    """Multi-head self-attention over the whole sequence, or over each segment by itself; no mask, rotary positions: [B L, W] -> [B L, W]."""
 
     num_heads: int
     length: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N W"]) -> Float[Array, "N W"]:
+    def __call__(self, x: Float[Array, "N W"], segments: Int[Array, "B L"] | None = None) -> Float[Array, "N W"]:
         width = x.shape[-1]
         kernel = self.param("qkv", nn.initializers.lecun_normal(in_axis=0, out_axis=2, batch_axis=1), (width, 3, width), jnp.float32)
         x, kernels = x.astype(self.dtype), jnp.moveaxis(kernel.astype(self.dtype), 1, 0)
@@ -80,25 +80,32 @@ class Attention(nn.Module):
         # (B, H, L, K): on CPUs this halves the time of attention.
         heads = (-1, self.length, self.num_heads, width // self.num_heads)
         query, key, value = ((x @ kernels[i]).reshape(heads).transpose(0, 2, 1, 3) for i in range(3))
-        logits = rotary(query) @ rotary(key).transpose(0, 1, 3, 2)
-        weights = jax.nn.softmax(logits.astype(jnp.float32) * (width // self.num_heads) ** -0.5, axis=-1).astype(self.dtype)
+        logits = (rotary(query) @ rotary(key).transpose(0, 1, 3, 2)).astype(jnp.float32) * (width // self.num_heads) ** -0.5
+        if segments is not None:
+            together = segments[:, None, :, None] == segments[:, None, None, :]
+            logits = jnp.where(together, logits, -jnp.inf)  # never all of them: a position is together with itself
+        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         mixed = checkpoint_name((weights @ value).transpose(0, 2, 1, 3).reshape(-1, width), "attention")
         return nn.Dense(width, use_bias=False, dtype=self.dtype, name="out")(mixed)
 
 
 class ShortConvolution(nn.Module):
-    """A depthwise convolution over neighbouring positions, added to its input: [B L, W] -> [B L, W]; zeros beyond the ends."""
+    """A depthwise convolution over neighbouring positions, added to its input: [B L, W] -> [B L, W]; zeros beyond the ends of row and segment."""
 
     window: int
     length: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N W"]) -> Float[Array, "N W"]:
+    def __call__(self, x: Float[Array, "N W"], segments: Int[Array, "B L"] | None = None) -> Float[Array, "N W"]:
         width, reach = x.shape[-1], self.window // 2
         kernel = self.param("kernel", nn.initializers.normal(self.window**-0.5), (self.window, width), jnp.float32)
         padded = jnp.pad(x.reshape(-1, self.length, width), ((0, 0), (reach, reach), (0, 0)))
         for i in range(self.window):
-            x = x + (padded[:, i : i + self.length] * kernel[i].reshape(1, 1, -1)).reshape(-1, width)
+            neighbour = padded[:, i : i + self.length]
+            if segments is not None:
+                around = jnp.pad(segments, ((0, 0), (reach, reach)))[:, i : i + self.length]
+                neighbour = neighbour * jnp.equal(around, segments)[..., None]
+            x = x + (neighbour * kernel[i].reshape(1, 1, -1)).reshape(-1, width)
         return x
 
 
@@ -113,13 +120,15 @@ class Block(nn.Module):
     constrain: Constrain
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N W"], features: Float[Array, "B S C"] | None) -> tuple[Float[Array, "N W"], None]:
+    def __call__(
+        self, x: Float[Array, "N W"], features: Float[Array, "B S C"] | None, segments: Int[Array, "B L"] | None = None
+    ) -> tuple[Float[Array, "N W"], None]:
         h = ConditionalNorm(self.constrain, name="attention_norm")(x, features)
-        x = x + Attention(self.num_heads, self.length, self.dtype, name="attention")(h).astype(jnp.float32)
+        x = x + Attention(self.num_heads, self.length, self.dtype, name="attention")(h, segments).astype(jnp.float32)
         x = checkpoint_name(self.constrain(x), "residual")
         h = ConditionalNorm(self.constrain, name="mlp_norm")(x, features)
         if self.convolution_width:
-            h = ShortConvolution(self.convolution_width, self.length, name="convolution")(h)
+            h = ShortConvolution(self.convolution_width, self.length, name="convolution")(h, segments)
         h = nn.gelu(nn.Dense(self.mlp_width, dtype=self.dtype, name="up")(h.astype(self.dtype)))
         x = x + nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(h).astype(jnp.float32)
         return self.constrain(x), None

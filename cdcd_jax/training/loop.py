@@ -66,9 +66,9 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
             return DONE
         if not first:
             agreement.barrier("the tokenizer is there")
-        corpus = pipeline.load_corpus(config.data, tokenizers.load(directory / "tokenizer") if there else None)
-        part, parts = rows_of(mesh, config.train.batch_size)
-        batches = pipeline.batches(corpus.train, config.data.sequence_length, config.train.batch_size, config.train.seed, part, parts)
+        tokenizer = tokenizers.load(directory / "tokenizer") if there else None
+        corpus = pipeline.load_corpus(config.data, tokenizer, (jax.process_index(), jax.process_count()))
+        batches = pipeline.batches(corpus.train, config.train.batch_size, config.train.seed, *rows_of(mesh, config.train.batch_size), corpus.pads)
         stack.callback(batches.close)
         if first:
             if not there:
@@ -79,7 +79,7 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
         checkpoints = Checkpoints(directory, config.checkpoint)
         # A save that another process has part in cannot end when something failed.
         stack.push(lambda kind, *_: None if kind and hosts.several() else checkpoints.close())
-        log_prior = pipeline.unigram_log_probabilities(corpus.train, corpus.tokenizer.vocab_size)
+        log_prior = pipeline.unigram_log_probabilities(corpus.token_counts)
         meta = {
             "config": json.loads(to_json(config)),
             "tokenizer_fingerprint": corpus.tokenizer.fingerprint,
@@ -132,10 +132,9 @@ class Loop:
         self.first = hosts.first()
         self.sharding: NamedSharding = batch_sharding(mesh)
         self.batch_shape = (config.train.batch_size, config.data.sequence_length)
-        self.characters_per_token = corpus.valid_characters / len(corpus.valid)
-        windows = pipeline.windows(corpus.valid, config.data.sequence_length)
-        chosen = np.linspace(0, len(windows) - 1, min(config.log.probe_sequences, len(windows))).astype(int)
-        self.probe_windows = windows[chosen]
+        held_out = corpus.splits["valid"]
+        self.characters_per_token = held_out.num_characters / held_out.num_tokens
+        self.probe_rows = pipeline.Spread(held_out.rows, config.log.probe_sequences)
         self.measure = telemetry.make_measure(config, make_apply(config, corpus.tokenizer.vocab_size, constrain(batch_sharding(mesh))), mesh)
         self.journal: Journal | None = None
         self.bar: Progress | None = None
@@ -160,7 +159,7 @@ class Loop:
         probed = max((line["step"] for line in journal.amend("telemetry.jsonl", saved) if line["step"] <= saved), default=0)
         return saved > 0 and self.probe_due(saved) and probed < saved
 
-    def run(self, step: Step, state: TrainState, start: int, batches: Any) -> int:
+    def run(self, step: Step, state: TrainState, start: int, batches: pipeline.Batches) -> int:
         """Runs steps start + 1 .. num_steps; returns the exit code."""
         c, stop = self.config, self.stop
         steps, code, done = c.train.num_steps, 0, start
@@ -179,8 +178,9 @@ class Loop:
             before, asked = None, agreement.largest(stop.code)
             for done in range(start + 1, steps + 1) if not code else ():
                 with self.clock.phase("data"):
-                    rows = next(batches)["tokens"]
-                state, metrics = step(state, jax.make_array_from_process_local_data(self.sharding, rows, self.batch_shape))
+                    rows = next(batches)
+                batch = {name: jax.make_array_from_process_local_data(self.sharding, values, self.batch_shape) for name, values in rows.items()}
+                state, metrics = step(state, batch)
                 # Wait for the step before, not for this one: the device always has a step to do. The hosts agree in the same rhythm.
                 if before is not None:
                     self.finish(done - 1, before)
@@ -274,13 +274,12 @@ class Loop:
 
     def probe(self, step: int, state: TrainState) -> bool:
         """A line of telemetry.jsonl, its scalars to TensorBoard, its warnings to the log, its bound to the progress bar; False if cut short."""
-        # The same windows, noise levels and noise in every probe, so that what changes between two of them is the model.
+        # The same rows, noise levels and noise in every probe, so that what changes between two of them is the model.
         key = stream_key(self.config, PROBE_STREAM, 0)
-        c, windows = self.config, self.probe_windows
         try:
             with self.clock.phase("evaluation"):
                 found = telemetry.probe(
-                    c, self.measure, state.ema, state.log_prior, windows, self.characters_per_token, key, self.heed
+                    self.config, self.measure, state.ema, state.log_prior, self.probe_rows, self.characters_per_token, key, self.heed
                 )
         except Interrupted:
             return False

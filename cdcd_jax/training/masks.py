@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 
 def choose(key: PRNGKeyArray, batch: int, count: int) -> Bool[Array, "B"]:
@@ -10,18 +10,32 @@ def choose(key: PRNGKeyArray, batch: int, count: int) -> Bool[Array, "B"]:
     return jax.random.permutation(key, batch) < count
 
 
-def given_mask(key: PRNGKeyArray, batch: int, length: int, given_fraction: float, prefix_fraction: float) -> Bool[Array, "B L"]:
+def given_mask(
+    key: PRNGKeyArray, batch: int, length: int, given_fraction: float, prefix_fraction: float, segments: Int[Array, "B L"] | None = None
+) -> Bool[Array, "B L"]:
     """True where a token is given: mixed masks (paper, section 4.2).
 
     A fraction of the examples has given tokens; their number is uniform over 0 .. L - 1. In `prefix_fraction` of those examples they are the
-    first tokens, in the others a uniformly random subset of that size.
+    first tokens, in the others a uniformly random subset of that size. With segments each document of a row has a number, and first tokens, of its
+    own, as if it were alone.
     """
     which, kind, number, order = jax.random.split(key, 4)
     with_given = choose(which, batch, round(given_fraction * batch))
     as_prefix = jax.random.uniform(kind, (batch, 1)) < prefix_fraction
-    count = jax.random.randint(number, (batch, 1), 0, length)
-    prefix_rank = jnp.arange(length)[None, :]
-    random_rank = jnp.argsort(jnp.argsort(jax.random.uniform(order, (batch, length)), axis=-1), axis=-1)
+    if segments is None:
+        count = jax.random.randint(number, (batch, 1), 0, length)
+        prefix_rank = jnp.arange(length)[None, :]
+        random_rank = jnp.argsort(jnp.argsort(jax.random.uniform(order, (batch, length)), axis=-1), axis=-1)
+    else:
+        together = segments[:, :, None] == segments[:, None, :]
+
+        def rank(values: Array) -> Array:
+            return jnp.sum(together & (values[:, None, :] < values[:, :, None]), axis=-1)
+
+        share = jnp.take_along_axis(jax.random.uniform(number, (batch, length + 1)), segments, axis=-1)  # one draw for each document
+        count = jnp.floor(share * together.sum(axis=-1))
+        prefix_rank = rank(jnp.arange(length)[None, :])
+        random_rank = rank(jax.random.uniform(order, (batch, length)))
     return (jnp.where(as_prefix, prefix_rank, random_rank) < count) & with_given[:, None]
 
 

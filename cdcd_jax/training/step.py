@@ -18,15 +18,16 @@ from cdcd_jax.training.loss import Apply, Examples, draw, loss, make_warp
 from cdcd_jax.training.optim import make_optimizer, model_norm
 from cdcd_jax.training.state import TRAIN_STREAM, TrainState, make_network, stream_key
 
-Step = Callable[[TrainState, Array], tuple[TrainState, dict[str, Array]]]
+Batch = dict[str, Array]  # "tokens" int32 [B, L], and "segments" int32 [B, L] where rows hold several documents or padding
+Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
 def make_apply(config: Config, vocab_size: int, constrain: Constrain = anywhere) -> Apply:
-    """The network as a plain function of (parameters, features, sigma); on a mesh, `constrain` says where its activations lie."""
+    """The network as a plain function of (parameters, features, sigma[, segments]); on a mesh, `constrain` says where its activations lie."""
     network = make_network(config, vocab_size, constrain)
 
-    def apply(params: Any, features: Array, sigma: Array) -> Array:
-        logits = network.apply({"params": params}, features, sigma)
+    def apply(params: Any, features: Array, sigma: Array, *segments: Array) -> Array:
+        logits = network.apply({"params": params}, features, sigma, *segments)
         assert isinstance(logits, jax.Array)  # no mutable collections, so no second answer
         return logits
 
@@ -70,14 +71,14 @@ def gradient(
 
 
 def train_step(
-    state: TrainState, tokens: Array, config: Config, optimizer: optax.GradientTransformation, shardings: Any, batch_sharding: NamedSharding
+    state: TrainState, batch: Batch, config: Config, optimizer: optax.GradientTransformation, shardings: Any, batch_sharding: NamedSharding
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update of embeddings, denoiser and warp together, and of their averages. tokens [B, L]; metrics are scalars of this step."""
+    """One update of embeddings, denoiser and warp together, and of their averages; metrics are scalars of this step."""
     key = stream_key(config, TRAIN_STREAM, state.step)
     apply = make_apply(config, state.log_prior.shape[0], constrain(batch_sharding))
     sampling_warp = jax.lax.stop_gradient(make_warp(config, state.ema["warp"]))
-    batch = draw(sampling_warp, tokens, key, config)
-    found, metrics = gradient(state.params, sampling_warp, state.log_prior, batch, config, apply, shardings, batch_sharding)
+    examples = draw(sampling_warp, batch["tokens"], key, config, batch.get("segments"))
+    found, metrics = gradient(state.params, sampling_warp, state.log_prior, examples, config, apply, shardings, batch_sharding)
     updates, opt_state = optimizer.update(found, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics["grad_norm"] = model_norm(found)
@@ -95,7 +96,7 @@ def make_step(config: Config, state_shardings: Any, batch_sharding: NamedShardin
     """The jitted step. The state that goes in is donated: use only the one that comes out."""
     optimizer = make_optimizer(config)
     return jax.jit(
-        lambda state, tokens: train_step(state, tokens, config, optimizer, state_shardings.params, batch_sharding),
+        lambda state, batch: train_step(state, batch, config, optimizer, state_shardings.params, batch_sharding),
         donate_argnums=0,
         in_shardings=(state_shardings, batch_sharding),
         out_shardings=(state_shardings, None),

@@ -12,21 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from cdcd_jax.config import Config
+from cdcd_jax.data.pipeline import Rows
 from cdcd_jax.diffusion import kernel, likelihood
 from cdcd_jax.parallel.mesh import batch_sharding
 from cdcd_jax.training.loss import Apply, make_denoise, make_warp
+from cdcd_jax.training.step import Batch
 
 PASSES = 2  # denoiser calls in scoring: with self-conditioning the second is fed the first's estimate
 BINS = 20
-BATCH = 64  # windows measured at once
+BATCH = 64  # rows measured at once
 
 
 class Measured(NamedTuple):
-    """Means over each sequence's positions, nats; one noise level per sequence."""
+    """Means over each row's positions, nats, padding left out; one noise level per row."""
 
+    tokens: Any  # [B], how many positions the means are over
     sigma: Any  # [B], arrays of jax or numpy, as all of these
     diffusion: Any  # the bound's diffusion term
     reconstruction: Any
@@ -38,24 +41,30 @@ Measure = Callable[[Any, Any, Any, Any, Array], Measured]
 
 
 def make_measure(config: Config, apply: Apply, mesh: Mesh | None = None) -> Measure:
-    """A jitted (params, log_prior, tokens [B, L], u [B], key) -> Measured, nothing given; on a mesh the batch is spread over its devices."""
+    """A jitted (params, log_prior, batch of B rows, u [B], key) -> Measured, nothing given; on a mesh the batch is spread over its devices."""
 
-    def measure(params: Any, log_prior: Float[Array, "V"], tokens: Int[Array, "B L"], u: Float[Array, "B"], key: PRNGKeyArray) -> Measured:
-        rows = len(tokens)
+    def measure(params: Any, log_prior: Float[Array, "V"], batch: Batch, u: Float[Array, "B"], key: PRNGKeyArray) -> Measured:
+        rows = len(u)
         if mesh is not None:  # every device gets as many rows: the last row again fills them up
             index = jnp.minimum(jnp.arange(-(-rows // mesh.size) * mesh.size), rows - 1)
-            tokens, u = jax.lax.with_sharding_constraint((tokens[index], u[index]), batch_sharding(mesh))
+            batch, u = jax.lax.with_sharding_constraint(jax.tree.map(lambda a: a[index], (batch, u)), batch_sharding(mesh))
+        tokens, segments = batch["tokens"], batch.get("segments")
         warp = make_warp(config, params["warp"])
         table = kernel.normalise(params["embeddings"]["table"])
         x0 = table[tokens]
-        denoise = make_denoise(config, apply, params, log_prior, jnp.zeros(tokens.shape, bool), jnp.zeros_like(x0))
+        denoise = make_denoise(config, apply, params, log_prior, jnp.zeros(tokens.shape, bool), jnp.zeros_like(x0), segments)
         passes = PASSES if config.train.self_conditioning else 1
         diffusion_key, reconstruction_key = jax.random.split(key)
         terms = likelihood.terms(denoise, warp, x0, tokens, u, diffusion_key, passes)
         reconstruction = likelihood.reconstruction(denoise, warp, x0, tokens, reconstruction_key, passes)
         local = kernel.cross_entropy(kernel.local_posterior(terms.x, warp.sigma(u), table, log_prior).logits, tokens)
-        means = (a.mean(axis=-1)[:rows] for a in (terms.diffusion, reconstruction, terms.cross_entropy, local))
-        return Measured(warp.sigma(u)[:rows], *means)
+        terms_of_bound = (terms.diffusion, reconstruction, terms.cross_entropy, local)
+        if segments is None:
+            counts, means = jnp.full(len(u), float(tokens.shape[1])), [a.mean(axis=-1) for a in terms_of_bound]
+        else:
+            counts = jnp.sum(segments > 0, axis=-1).astype(jnp.float32)
+            means = [jnp.sum(a * (segments > 0), axis=-1) / counts for a in terms_of_bound]
+        return Measured(counts[:rows], warp.sigma(u)[:rows], *(a[:rows] for a in means))
 
     return jax.jit(measure, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))
 
@@ -64,31 +73,38 @@ def measure_all(
     measure: Measure,
     params: Any,
     log_prior: Array,
-    windows: Int[np.ndarray, "n L"],
+    data: Rows,
     u: Float[np.ndarray, "n"],
     key: PRNGKeyArray,
     before_batch: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Measurements of any number of windows at their warped times u, a batch at a time so that memory does not grow with them.
+    """Measurements of any number of rows at their warped times u, a batch at a time so that memory does not grow with them.
 
     `before_batch` is called before each of them, and may raise to cut it short.
     """
-    number = len(windows)
+    number = len(data)
     batch = min(BATCH, number)
     rows: list[Measured] = []
     for start in range(0, number, batch):
         before_batch()
-        index = np.minimum(np.arange(start, start + batch), number - 1)  # the last batch is filled up with its last window
-        part = measure(params, log_prior, windows[index], u[index].astype(np.float32), jax.random.fold_in(key, start))
+        index = np.minimum(np.arange(start, start + batch), number - 1)  # the last batch is filled up with its last row
+        part = measure(params, log_prior, data.read(index), u[index].astype(np.float32), jax.random.fold_in(key, start))
         rows.append(jax.tree.map(lambda a, left=number - start: np.asarray(a)[:left], part))
     return Measured(*(np.concatenate(field) for field in zip(*rows, strict=True)))
 
 
 def bound(config: Config, measured: Measured) -> tuple[float, float]:
     """The bound in nats per token and its standard error, from measurements whose u were spread evenly over [0, 1]."""
-    per_sequence = np.asarray(measured.diffusion) + np.asarray(measured.reconstruction)
-    prior = likelihood.prior(config.model.embedding_dim, config.diffusion.sigma_max)
-    return float(per_sequence.mean() + prior), float(per_sequence.std(ddof=1) / len(per_sequence) ** 0.5)
+    mean, error = per_token(np.asarray(measured.diffusion) + np.asarray(measured.reconstruction), np.asarray(measured.tokens))
+    return float(mean + likelihood.prior(config.model.embedding_dim, config.diffusion.sigma_max)), float(error)
+
+
+def per_token(means: Float[np.ndarray, "B"], tokens: Float[np.ndarray, "B"]) -> tuple[np.floating, np.floating]:
+    """The mean over all tokens, from the means of rows of so many, and its standard error over rows."""
+    weights = tokens / tokens.mean()
+    mean = (weights * means).mean()
+    error = np.sqrt(np.sum((weights * (means - mean)) ** 2) / (len(means) - 1)) / len(means) ** 0.5
+    return mean, error
 
 
 def straightness(entropy: Float[np.ndarray, "K"]) -> float:
@@ -98,11 +114,11 @@ def straightness(entropy: Float[np.ndarray, "K"]) -> float:
     return float(np.abs(entropy - (slope * u + offset)).max() / max(np.ptp(entropy), 1e-9))
 
 
-def binned(u: Float[np.ndarray, "B"], values: Float[np.ndarray, "B"], bins: int) -> Float[np.ndarray, "K"]:
-    """Means of the values in bins of equal width in u; NaN where a bin is empty."""
+def binned(u: Float[np.ndarray, "B"], values: Float[np.ndarray, "B"], weights: Float[np.ndarray, "B"], bins: int) -> Float[np.ndarray, "K"]:
+    """Weighted means of the values in bins of equal width in u; NaN where a bin is empty."""
     index = np.minimum((u * bins).astype(int), bins - 1)
-    counts = np.bincount(index, minlength=bins)
-    return np.bincount(index, values, minlength=bins) / np.where(counts, counts, np.nan)
+    sums = np.bincount(index, weights, minlength=bins)
+    return np.bincount(index, weights * values, minlength=bins) / np.where(sums, sums, np.nan)
 
 
 def probe(
@@ -110,18 +126,20 @@ def probe(
     measure: Measure,
     params: Any,
     log_prior: Array,
-    tokens: Int[np.ndarray, "B L"],
+    data: Rows,
     characters_per_token: float,
     key: Array,
     before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """One line of telemetry.jsonl, as docs/DESIGN.md section 9 lists it. tokens: held-out windows."""
-    u = (np.arange(len(tokens)) + 0.5) / len(tokens)
-    measured = measure_all(measure, params, log_prior, tokens, u, key, before_batch)
+    """One line of telemetry.jsonl, as docs/DESIGN.md section 9 lists it. data: held-out rows."""
+    u = (np.arange(len(data)) + 0.5) / len(data)
+    measured = measure_all(measure, params, log_prior, data, u, key, before_batch)
     nats, error = bound(config, measured)
-    bins = min(BINS, len(tokens))
-    sigma = np.exp(binned(u, np.log(measured.sigma), bins))
-    entropy, local = (binned(u, np.asarray(a), bins) for a in (measured.cross_entropy, measured.local_cross_entropy))
+    bins = min(BINS, len(data))
+    entropy, local, log_sigma = (
+        binned(u, np.asarray(a), measured.tokens, bins) for a in (measured.cross_entropy, measured.local_cross_entropy, np.log(measured.sigma))
+    )
+    sigma = np.exp(log_sigma)
     per_char = np.log(2.0) * characters_per_token
     log_prior, seen = whole((log_prior, {name: params[name] for name in ("embeddings", "warp")}))
     return {

@@ -66,9 +66,10 @@ def test_round_trips(name, text):
 def test_the_king_james_comes_back(kjv, kjv_corpus):
     tokenizer = kjv_corpus.tokenizer
     assert tokenizer.vocab_size == 512
-    assert tokenizer.decode(kjv_corpus.train) + tokenizer.decode(kjv_corpus.valid) == kjv
-    assert len(np.unique(kjv_corpus.train)) == 512  # no id is wasted
-    assert 2.7 < kjv_corpus.train_characters / len(kjv_corpus.train) < 2.9
+    assert tokenizer.decode(tokenizer.encode(kjv)) == kjv
+    assert kjv_corpus.token_counts.min() > 0  # no id is wasted
+    train = kjv_corpus.splits["train"]
+    assert 2.7 < train.num_characters / train.num_tokens < 2.9
     for string in random_texts(kjv, 300):
         assert tokenizer.decode(tokenizer.encode(string)) == string
 
@@ -226,6 +227,34 @@ def test_fingerprints_tell_tokenizers_apart():
     made = [make("byte", ""), make("char", "ab"), make("char", "abc"), make("sentencepiece", STORY, 100), make("sentencepiece", STORY, 101)]
     assert len({tokenizer.fingerprint for tokenizer in made}) == len(made)
     assert make("char", "ab").fingerprint == make("char", "bab").fingerprint
+
+
+@pytest.mark.parametrize("name, text, vocab_size", [("byte", STORY + ODD, 0), ("char", STORY + ODD, 0), ("sentencepiece", STORY + ODD, 300)])
+def test_characters_of_tokens_add_up(name, text, vocab_size):
+    """Wherever a text is cut, even within a character, its parts' characters are the text's."""
+    tokenizer = make(name, text, vocab_size)
+    ids = tokenizer.encode(text)
+    assert len(tokenizer.characters) == tokenizer.vocab_size
+    for cut in (0, 7, len(ids) - 3, len(ids)):
+        assert tokenizer.characters[ids[:cut]].sum() + tokenizer.characters[ids[cut:]].sum() == len(text)
+
+
+def test_pad_is_one_token_more_which_no_text_has(tmp_path):
+    plain = make("sentencepiece", STORY, 150)
+    padded = tokenizers.WithPad(plain)
+    assert isinstance(padded, tokenizers.Tokenizer)
+    assert (padded.name, padded.vocab_size, padded.pad_id) == ("sentencepiece", 151, 150) and padded.fingerprint != plain.fingerprint
+    ids = padded.encode("The bat")
+    assert np.array_equal(ids, plain.encode("The bat"))
+    assert padded.decode(np.insert(ids, [0, 1, len(ids)], 150)) == "The bat" and padded.decode([150]) == ""
+    assert padded.piece(150) == "<pad>" and padded.piece(3) == plain.piece(3)
+    assert padded.characters[150] == 0 and np.array_equal(padded.characters[:150], plain.characters)
+    with pytest.raises(UserError, match="token id 151 lies outside"):
+        padded.decode([151])
+    padded.save(tmp_path)
+    again = tokenizers.load(tmp_path)
+    assert (again.pad_id, again.fingerprint) == (150, padded.fingerprint)
+    assert tokenizers.without_pad(again).fingerprint == plain.fingerprint == tokenizers.without_pad(plain).fingerprint
 
 
 def test_a_missing_tokenizer(tmp_path):

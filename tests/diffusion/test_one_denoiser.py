@@ -91,7 +91,7 @@ def test_all_rooms_reach_the_network_through_one_maker(model: Model, monkeypatch
     rooms = {
         "training": lambda: train(model.params),
         "sampling": lambda: generate.make_sampler(model, SampleConfig(num_steps=2))(model.params, TOKENS, NOTHING, KEYS),
-        "scoring": lambda: telemetry.make_measure(CONFIG, model.apply)(model.params, model.log_prior, TOKENS, levels, jax.random.key(0)),
+        "scoring": lambda: telemetry.make_measure(CONFIG, model.apply)(model.params, model.log_prior, {"tokens": TOKENS}, levels, jax.random.key(0)),
     }
     answers = []
     for number, (room, run) in enumerate(rooms.items()):

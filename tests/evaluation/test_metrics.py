@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from cdcd_jax.config import UserError
-from cdcd_jax.data.pipeline import Corpus
+from cdcd_jax.data.pipeline import Corpus, Crops, Split, Windows
 from cdcd_jax.evaluation import metrics
 from cdcd_jax.evaluation.generate import Sample
 from cdcd_jax.run import Run
@@ -18,14 +18,13 @@ from tests import plain, tiny
 NUMBER, DRAWS, SEED = 10, 2, 4
 
 
-def text() -> np.ndarray:
+def windows(number: int = NUMBER) -> Windows:
     """Ten windows and a remainder that is not scored."""
-    return np.concatenate([tiny.tokens(NUMBER).reshape(-1), tiny.tokens(1)[0, :5]])
+    return Windows(np.concatenate([tiny.tokens(number).reshape(-1), tiny.tokens(1)[0, :5]]), tiny.LENGTH)
 
 
 def directly(batch: int) -> tuple[np.ndarray, np.ndarray]:
     """(diffusion + reconstruction, cross-entropy), each [windows, draws], by plain numpy with the noise of scoring in batches of this size."""
-    windows = tiny.tokens(NUMBER)
     offset = np.random.default_rng(SEED).permutation(NUMBER)[:, None] + 0.5
     u = (np.arange(DRAWS) + offset / NUMBER) / DRAWS
     total, entropy = np.zeros((NUMBER, DRAWS)), np.zeros((NUMBER, DRAWS))
@@ -33,7 +32,7 @@ def directly(batch: int) -> tuple[np.ndarray, np.ndarray]:
         for start in range(0, NUMBER, batch):
             rows = np.minimum(np.arange(start, start + batch), NUMBER - 1)
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), draw), start)
-            measured = plain.measure(tiny.overfitted(), windows[rows], u[rows, draw], key)
+            measured = plain.measure(tiny.overfitted(), tiny.tokens(NUMBER)[rows], u[rows, draw], key)
             kept = rows[: NUMBER - start]
             total[kept, draw] = (measured.diffusion + measured.reconstruction)[: NUMBER - start]
             entropy[kept, draw] = measured.cross_entropy[: NUMBER - start]
@@ -44,7 +43,7 @@ def directly(batch: int) -> tuple[np.ndarray, np.ndarray]:
 def test_the_bound_is_that_of_plain_numpy_whatever_the_batch(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one batch, and in three of which the last is filled up with rows that must not count."""
     monkeypatch.setattr(telemetry, "BATCH", batch)
-    result = metrics.nll(tiny.overfitted(), text(), DRAWS, SEED)
+    result = metrics.nll(tiny.overfitted(), windows(), DRAWS, SEED)
     total, _ = directly(min(batch, NUMBER))
     nats, error = plain.bound(tiny.overfitted(), total.mean(axis=1))
     assert result["nats_per_token"] == pytest.approx(nats, rel=2e-3)
@@ -61,20 +60,20 @@ def test_the_batch_is_noise_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     results = []
     for batch in (64, 4):
         monkeypatch.setattr(telemetry, "BATCH", batch)
-        results.append(metrics.nll(tiny.overfitted(), tiny.tokens(64).reshape(-1), 2, SEED))
+        results.append(metrics.nll(tiny.overfitted(), windows(64), 2, SEED))
     one, other = results
     assert one["nats_per_token"] != other["nats_per_token"]
     assert abs(one["nats_per_token"] - other["nats_per_token"]) < 4 * math.hypot(one["stderr"], other["stderr"])
 
 
 def test_scoring_again_gives_the_same_and_another_seed_another() -> None:
-    one, again, other = (metrics.nll(tiny.overfitted(), text(), 1, seed) for seed in (0, 0, 1))
+    one, again, other = (metrics.nll(tiny.overfitted(), windows(), 1, seed) for seed in (0, 0, 1))
     assert one == again and one["nats_per_token"] != other["nats_per_token"]
 
 
 def test_noise_levels_are_spread_evenly() -> None:
     """Over all windows and draws together, and for each window by itself."""
-    u, measured = metrics.measure(tiny.overfitted(), tiny.tokens(NUMBER), DRAWS, SEED)
+    u, measured = metrics.measure(tiny.overfitted(), windows(), DRAWS, SEED)
     assert np.sort(u.reshape(-1)) == pytest.approx((np.arange(NUMBER * DRAWS) + 0.5) / (NUMBER * DRAWS))
     assert ((u * DRAWS).astype(int) == np.arange(DRAWS)).all()
     assert all(field.shape == (NUMBER, DRAWS) for field in measured.values())
@@ -140,7 +139,8 @@ def test_token_entropy() -> None:
 def test_sample_metrics() -> None:
     model = tiny.overfitted()
     train, valid = (tiny.TOKENIZER.encode(part) for part in (" ".join(tiny.SENTENCES), "the cat is blackwe sang all day "))
-    corpus = Corpus(train, valid, len(train), len(valid), tiny.TOKENIZER, "f")
+    splits = {name: Split(Windows(ids, tiny.LENGTH), len(ids), len(ids)) for name, ids in (("train", train), ("valid", valid))}
+    corpus = Corpus(Crops(train, tiny.LENGTH), splits, np.bincount(train), tiny.TOKENIZER, "f")
     samples = [Sample(text, tiny.TOKENIZER.encode(text).tolist(), [False] * 16, 31, 0) for text in ("the cat is black", "we gnas all day  ")]
     found = metrics.sample_metrics(model, samples, corpus)
     assert found["num_samples"] == 2 and found["nfe"] == 31 and found["step"] == model.step

@@ -10,7 +10,7 @@ from etils import epath
 
 import cdcd_jax
 from cdcd_jax.config import CheckpointConfig, UserError, to_json
-from cdcd_jax.data.sources import fingerprint, load_text
+from cdcd_jax.data.pipeline import load_corpus
 from cdcd_jax.data.tokenizers import CharTokenizer
 from cdcd_jax.training import workdir as workdir_lib
 from cdcd_jax.training.checkpoint import Checkpoints
@@ -24,10 +24,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     (folder / "corpus.txt").write_text(tiny.corpus())
     work = tiny.shared_trainer()
     state, _ = work.run(work.init(), 5)
-    workdir_lib.write(epath.Path(folder / "run"), tiny.config({"data.source": str(folder / "corpus.txt")}), tiny.TOKENIZER)
+    config = tiny.config({"data.source": str(folder / "corpus.txt")})
+    workdir_lib.write(epath.Path(folder / "run"), config, tiny.TOKENIZER)
     checkpoints = Checkpoints(epath.Path(folder / "run"), CheckpointConfig())
-    text = load_text(str(folder / "corpus.txt"), "text")
-    meta = {"tokenizer_fingerprint": tiny.TOKENIZER.fingerprint, "data_fingerprint": fingerprint(text)}
+    meta = {"tokenizer_fingerprint": tiny.TOKENIZER.fingerprint, "data_fingerprint": load_corpus(config.data, tiny.TOKENIZER).fingerprint}
     checkpoints.save(5, state, {}, meta)
     checkpoints.close()
     return folder / "run"
@@ -56,7 +56,9 @@ def test_its_config_and_text(saved: pathlib.Path) -> None:
     assert to_json(run.config) == (saved / "config.json").read_text()
     corpus = run.corpus()
     assert corpus is run.corpus() and corpus.tokenizer is run.model.tokenizer
-    assert run.model.tokenizer.decode(corpus.train.tolist() + corpus.valid.tolist()) == tiny.corpus()
+    rows = [part.rows.read(np.arange(len(part.rows)))["tokens"].reshape(-1) for part in corpus.splits.values()]
+    train, valid = (run.model.tokenizer.decode(ids.tolist()) for ids in rows)
+    assert tiny.corpus().startswith(train) and valid in tiny.corpus()[len(train) :]
     assert run.settings(num_steps=7).num_steps == 7 and run.settings() == run.config.sample
 
 

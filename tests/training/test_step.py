@@ -74,7 +74,7 @@ def test_it_compiles_once(caplog: pytest.LogCaptureFixture) -> None:
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for step in range(5):
             tokens = rows.integers(0, tiny.TOKENIZER.vocab_size, (work.config.train.batch_size, tiny.LENGTH), np.int32)
-            state, metrics = work.step(state, jax.make_array_from_process_local_data(work.batch_sharding, tokens))
+            state, metrics = work.step(state, work.batch(tokens))
             jax.block_until_ready(metrics)
             if step == 1:
                 caplog.clear()

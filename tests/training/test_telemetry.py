@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cdcd_jax.data.pipeline import Windows
 from cdcd_jax.evaluation.model import Model
 from cdcd_jax.training import telemetry
 from tests import plain, tiny
@@ -19,8 +20,9 @@ CHARACTERS_PER_TOKEN = 1.25
 
 
 def probe(model: Model, rows: int = 64, params: Any = None, key: int = 3) -> dict[str, Any]:
+    held_out = Windows(tiny.tokens(rows).reshape(-1), tiny.LENGTH)
     return telemetry.probe(
-        model.config, model.measure, params or model.params, model.log_prior, tiny.tokens(rows), CHARACTERS_PER_TOKEN, jax.random.key(key)
+        model.config, model.measure, params or model.params, model.log_prior, held_out, CHARACTERS_PER_TOKEN, jax.random.key(key)
     )
 
 
@@ -130,9 +132,11 @@ def test_straightness_sees_one_kink() -> None:
 
 def test_binned() -> None:
     u = np.array([0.0, 0.1, 0.49, 0.5, 0.999, 1.0])
-    np.testing.assert_allclose(telemetry.binned(u, np.array([1.0, 2, 3, 10, 20, 30]), 2), [2, 20])
-    np.testing.assert_array_equal(telemetry.binned(u, np.ones(6), 4), [1, 1, 1, 1])
-    assert np.isnan(telemetry.binned(np.array([0.1]), np.array([1.0]), 2)).tolist() == [False, True]
+    values, one = np.array([1.0, 2, 3, 10, 20, 30]), np.ones(6)
+    np.testing.assert_allclose(telemetry.binned(u, values, one, 2), [2, 20])
+    np.testing.assert_allclose(telemetry.binned(u, values, np.array([1.0, 0, 3, 2, 1, 1]), 2), [2.5, 17.5])
+    np.testing.assert_array_equal(telemetry.binned(u, one, one, 4), [1, 1, 1, 1])
+    assert np.isnan(telemetry.binned(np.array([0.1]), np.array([1.0]), np.array([1.0]), 2)).tolist() == [False, True]
 
 
 def test_a_trained_model_gives_no_warning() -> None:
