@@ -45,7 +45,7 @@ def _check(flags: list[str]) -> None:
     parser = _Parser(allow_abbrev=False, add_help=False)
     parser.add_value_provider_argument = parser.add_argument  # type: ignore[attr-defined] # what a few of Beam's options call
     for options in {str(options): options for options in PipelineOptions.__subclasses__()}.values():
-        options._add_argparse_args(parser)
+        options._add_argparse_args(parser)  # type: ignore[arg-type] # it takes any parser of argparse
     _, unknown = parser.parse_known_args(flags)
     if unknown:
         hint = did_you_mean(unknown[0].partition("=")[0], [name for action in parser._actions for name in action.option_strings])

@@ -30,7 +30,7 @@ def is_folder(source: str) -> bool:
     try:
         return files.kind(files.locate(source)) == "directory"
     except files.failures() as error:
-        raise UserError(f"data.source {source!r} cannot be read: {files.reason(error)}.") from error
+        raise files.failed(error, f"data.source {source!r} cannot be read: {files.reason(error)}.") from error
 
 
 def open_folder(config: DataConfig) -> "Folder":
@@ -43,7 +43,7 @@ def open_folder(config: DataConfig) -> "Folder":
     try:
         return _open(path, config)
     except files.failures() as error:
-        raise UserError(f"data.source {config.source!r} cannot be read: {files.reason(error)}.") from error
+        raise files.failed(error, f"data.source {config.source!r} cannot be read: {files.reason(error)}.") from error
 
 
 def _open(path: epath.Path, config: DataConfig) -> "Folder":
@@ -164,5 +164,5 @@ def _cached(path: epath.Path, shard: Shard) -> tuple[epath.Path, str]:
         with files.filling(copy, cache) as partial:
             path.copy(partial, overwrite=True)
     except files.failures() as error:
-        raise UserError(f"the shard {path} cannot be copied to {copy}: {files.reason(error)}.") from error
+        raise files.failed(error, f"the shard {path} cannot be copied to {copy}: {files.reason(error)}.") from error
     return copy, records.fault(str(cache), named)

@@ -142,7 +142,7 @@ def _blocks(name: str, start: int = 0) -> Iterator[bytes]:
             while block := file.read(BLOCK):
                 yield block
     except files.failures() as error:
-        raise _bad(name, f"cannot be read: {files.reason(error)}") from error
+        raise files.failed(error, f"data.source file {name!r} cannot be read: {files.reason(error)}.") from error
 
 
 def _between(name: str, start: int, stop: int) -> Iterator[bytes]:
