@@ -17,20 +17,20 @@ import time
 from typing import Any, NoReturn
 
 import jax
-from jax._src import clusters, distributed  # neither what JAX knows of platforms nor the coordination service's client has a public name yet
+from jax._src import distributed  # the coordination service's client has no public name yet
 
-from cdcd_jax.config import AGAIN, HostsConfig, TryAgain, UserError, sentence
-from cdcd_jax.parallel.rollcall import Job, reachable
+from cdcd_jax.config import AGAIN, HostsConfig, sentence
+from cdcd_jax.parallel.job import Job
+from cdcd_jax.parallel.rollcall import reachable
 
 INTERVAL = 1.0  # seconds between two signs of life
 WRITE_SECONDS = 2.0  # how long a process that leaves waits for whoever reads its last lines
-LISTEN = "CDCD_MULTIHOST"  # 1: let JAX find out from the platform (TPU pods, GKE, SLURM, MPI) who the processes are
-EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # or these say so: host:port, N, 0 .. N - 1
 
 _joined = False  # whether the processes have met
 _waiting = ""  # what this process waits for while it meets the others
 _final: int | None = None  # the exit code, once the job has ended well
 _leaving = threading.Lock()  # held by the first thread that ends the process
+_leaver: tuple[int, int, str] | None = None  # that thread, the code, the last lines
 _abort_handler: Any = None  # a reference, or Python would collect what C calls
 
 
@@ -44,7 +44,7 @@ class Failure:
 
     def follow(self) -> NoReturn:
         """Ends this process as that one ended."""
-        leave(self.code, f"{self.name} failed, and said: {self.sentence}", tell=False)
+        leave(self.code, f"{self.name} left with {self.code}, and said: {self.sentence}", tell=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,11 @@ def _called(index: int, host: str) -> str:
     return f"process {index} of {distributed.global_state.num_processes} on {host}"
 
 
+def told_early() -> str:
+    """What a process says that is told to stop while it starts."""
+    return f"{name()} was told to stop (SIGTERM) before its first step; there was nothing to save."
+
+
 def meeting() -> bool:
     """Whether this process still waits for the others to come."""
     return bool(_waiting) and not _joined
@@ -100,46 +105,6 @@ def wait_for(what: str) -> None:
     """Says what this process waits for from here on; "" for nothing."""
     global _waiting
     _waiting = what
-
-
-def find(config: HostsConfig) -> Job | None:
-    """Who this process is, if a launcher says that there are several; None where it is alone.
-
-    Raises UserError for settings that make no sense, and TryAgain when the platform does not say it within hosts.meet_seconds.
-    """
-    given = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
-    if os.environ.get(LISTEN) != "1" and not given:
-        return None
-    if given and len(given) < len(EXPLICIT):
-        missing = " and ".join(name for name in EXPLICIT if name not in given)
-        raise UserError(f"{' and '.join(given)} is set, but not {missing}: set all three, or none of them.")
-    job = _explicit(given) if given else _detected(int(config.meet_seconds))
-    return job if job.count > 1 else None
-
-
-def _explicit(given: dict[str, str]) -> Job:
-    address, number, index = (given[name] for name in EXPLICIT)
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise UserError(f"{EXPLICIT[0]}={address} must be host:port.")
-    if not number.isdigit() or int(number) < 1 or not index.isdigit() or int(index) >= int(number):
-        raise UserError(f"{EXPLICIT[2]}={index} must be a number from 0 to {EXPLICIT[1]} - 1, and {EXPLICIT[1]}={number} at least 1.")
-    return Job(address, int(number), int(index))
-
-
-def _detected(seconds: int) -> Job:
-    """What the platform says, as JAX reads it; it may have to wait for the coordinator's name to be known."""
-    try:
-        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)
-    except (RuntimeError, OSError) as error:
-        raise TryAgain(f"{LISTEN}=1, but the platform does not say who the processes are ({error}; hosts.meet_seconds = {seconds})") from error
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{LISTEN}=1, but JAX cannot read what the platform says ({error!r}): set {', '.join(EXPLICIT)} instead.") from error
-    address, count, index, devices = found
-    if address is None or count is None or index is None:
-        raise UserError(f"{LISTEN}=1, but JAX finds no job here that it knows: set {', '.join(EXPLICIT)} instead.")
-    set_by_user = os.environ.get("JAX_LOCAL_DEVICE_IDS")
-    return Job(address, count, index, detected=True, local_device_ids=None if set_by_user or devices is None else list(devices))
 
 
 def join(job: Job, config: HostsConfig) -> None:
@@ -285,8 +250,14 @@ def _write(text: str, stream: Any) -> None:
 
 def leave(code: int, text: str, tell: bool = True) -> NoReturn:
     """Ends this process at once, from any thread, with a last line on stderr; the others are told first and leave with the same code."""
+    global _leaver
+    if _final is not None:
+        _exit(_final)
     if not _leaving.acquire(blocking=False):
+        if _leaver is not None and _leaver[0] == threading.get_ident():  # a signal's handler, in the midst of the lines below
+            _exit(*_leaver[1:])
         threading.Event().wait()  # another thread of this process is at it, with a better reason
+    _leaver = (threading.get_ident(), code, text)
     if not tell and several() and first():
         time.sleep(2.0 * INTERVAL)  # the others must hear of it as well, and the store goes with this process
     if tell and several():

@@ -17,22 +17,12 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from cdcd_jax.config import TryAgain, UserError
+from cdcd_jax.parallel.job import Job
 
 TICK = 1.0  # seconds between two words of the first process
 DEAF = 5.0  # seconds without an answer after which the other side counts as gone
 PORT_SECONDS = 10.0  # how long the first process waits for a port that the life before still holds
 LONGEST = 4096  # bytes of a line
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """Which of how many processes this one is, and where the first coordinates them."""
-
-    address: str  # host:port
-    count: int
-    index: int
-    detected: bool = False  # whether JAX has found all this out from the platform
-    local_device_ids: list[int] | None = None  # where the platform gives each process devices of its own
 
 
 @dataclasses.dataclass
@@ -74,15 +64,12 @@ def _gather(job: Job, seconds: float) -> None:
             while True:
                 now = time.monotonic()
                 if wrong := contradiction(callers, job):
-                    last_word = {"over": wrong, "mistake": True}
                     raise UserError(wrong)
                 if not (missing := absent(callers, job.count, now)):
                     break
                 given_up = next((caller.over for caller in callers if caller.over), "")
                 if given_up or now > end:
-                    given_up = given_up or _late(words(missing, job.count), job, seconds)
-                    last_word = {"over": given_up}
-                    raise TryAgain(given_up)
+                    raise TryAgain(given_up or _late(words(missing, job.count), job, seconds))
                 if now - said > TICK:
                     said = now
                     for caller in callers:
@@ -98,6 +85,9 @@ def _gather(job: Job, seconds: float) -> None:
                         callers.remove(key.data)
                         key.data.connection.close()
         last_word = {"come": True}
+    except (TryAgain, UserError) as error:
+        last_word = {"over": str(error)} | ({"mistake": True} if isinstance(error, UserError) else {})
+        raise
     finally:
         server.close()  # before the word to come: whoever reaches the port after it reaches JAX
         _part(callers, last_word)

@@ -4,16 +4,21 @@ XLA waits for ever for a host that is alive and stopped, and JAX's heartbeats se
 thread may be stuck inside the runtime, so nothing here needs it.
 """
 
+import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from types import FrameType, TracebackType
+from typing import Any
 
+from cdcd_jax import interrupts
 from cdcd_jax.config import AGAIN, HostsConfig, TryAgain, UserError, sentence
 from cdcd_jax.interrupts import INTERRUPTED
 from cdcd_jax.parallel import backend, hosts, rollcall
 from cdcd_jax.parallel.clock import Clock
+from cdcd_jax.parallel.job import Job, find
 
 MARGIN = 10.0  # seconds after which the watch ends a roll call that has not ended itself
 STOPPED = 5.0  # seconds after which a look that comes late is that of a process which was stopped
@@ -33,16 +38,22 @@ class Watch:
         self._closed = threading.Event()
         self._heard = 0.0  # when the coordination service answered last; 0 before it did
         self._signs: dict[int, tuple[float, float]] = {}  # of each process: its last sign of life, and when that was first seen here
+        self._calling: Job | None = None  # while the roll call lasts
+        self._before: Any = signal.SIG_DFL  # what SIGTERM did
 
     def __enter__(self) -> Clock:
         backend.watch_gpus(self._config)
+        self._before = signal.getsignal(signal.SIGTERM)
+        interrupts.at_once(signal.SIGTERM, self._told, lambda: self._stop() if self._calling is None else None)
         threading.Thread(target=self._deadlines, name="deadlines", daemon=True).start()
         try:
             hosts.wait_for("the platform to say who the processes are")
-            job = hosts.find(self._config)
+            job = find(self._config)
             if job is not None:
                 hosts.wait_for(f"all {job.count} processes to call at {job.address}")
+                self._calling = job
                 rollcall.call(job, self._config.meet_seconds)
+                self._calling = None
                 self._clock.begin_anew()
                 hosts.join(job, self._config)
         except (UserError, TryAgain):
@@ -70,6 +81,17 @@ class Watch:
                 hosts.leave(AGAIN, f"{told}no sign of {', '.join(silent)} any more; leaving with {AGAIN}, to be started again.")
             hosts.leave(1, f"{told}error: {type(error).__name__}: {sentence(error)}")
         self._closed.set()
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _told(self, number: int, frame: Any) -> None:
+        """SIGTERM while the process starts, or after its last step; in between training/stop.py hears it."""
+        if self._calling is not None:  # the roll call tells the others
+            raise TryAgain(f"process {self._calling.index} of {self._calling.count} on {socket.gethostname()} was told to stop (SIGTERM)")
+        self._stop()
+
+    def _stop(self) -> None:
+        late = f"{hosts.name()} was told to stop (SIGTERM) after its last step; all is saved."
+        hosts.leave(AGAIN, late if self._clock.steps else hosts.told_early())
 
     def deadline(self, phase: str) -> float:
         """How many seconds a phase may last without progress."""

@@ -1,7 +1,7 @@
 """TensorBoard's events, which a run can do without."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from cdcd_jax.training.progress import console
@@ -28,23 +28,25 @@ class Events:
             self._writer = self._writer or self._make()
             self._writer.write_scalars(step, values)
 
-        self._pool.submit(self._try, write)
+        self._submit(write)
 
     def flush(self) -> None:
         """Returns when all events are in their file."""
-        self._pool.submit(self._try, lambda: self._writer and self._writer.flush()).result()
+        wait([self._submit(lambda: self._writer and self._writer.flush())])
 
     def close(self) -> None:
         """Writes what is left and lets go."""
-        self._pool.submit(self._try, lambda: self._writer and self._writer.close()).result()
+        self._submit(lambda: self._writer and self._writer.close())
         self._pool.shutdown()
 
-    def _try(self, action: Callable[[], Any]) -> None:
-        if self._broken:
-            return
-        try:
-            action()
-        except Exception as error:  # TensorFlow's have no other base, and none of them matters to the run
+    def _submit(self, action: Callable[[], Any]) -> "Future[Any]":
+        future = self._pool.submit(lambda: None if self._broken else action())
+        future.add_done_callback(self._look)  # before the next action
+        return future
+
+    def _look(self, future: "Future[Any]") -> None:
+        """It may have failed for any reason at all: none matters to the run."""
+        if (error := future.exception()) is not None:
             self._broken = True
             # Before the reason comes the operation's name, after it more of the same.
             why = str(error).rpartition("}} ")[2].partition("\n")[0].partition(" [Op:")[0][:300]

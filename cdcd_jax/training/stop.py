@@ -38,7 +38,7 @@ class Stop:
     def listening(self) -> Iterator[None]:
         """Inside the block SIGTERM ends the process, and from `begin` on both signals are remembered."""
         before = {number: signal.getsignal(number) for number in self.CODES}
-        signal.signal(signal.SIGTERM, self._leave)
+        interrupts.at_once(signal.SIGTERM, self._leave, lambda: hosts.leave(AGAIN, hosts.told_early()))
         try:
             yield
         finally:
@@ -47,8 +47,8 @@ class Stop:
 
     def begin(self) -> None:
         """From here on there is something to save."""
-        for number in self.CODES:
-            signal.signal(number, self._note)
+        interrupts.at_once(signal.SIGTERM, self._note, lambda: self._note(signal.SIGTERM, None))
+        signal.signal(signal.SIGINT, self._note)  # not at once as well, for it would count twice
         interrupts.disarm()
 
     def tell(self, first: str) -> None:
@@ -60,7 +60,7 @@ class Stop:
     def _leave(self, number: int, frame: Any) -> None:
         for other in self.CODES:  # a launcher may repeat itself, and this handler must not begin twice
             signal.signal(other, signal.SIG_IGN)
-        hosts.leave(AGAIN, f"{hosts.name()} was told to stop before its first step; there was nothing to save.")
+        hosts.leave(AGAIN, hosts.told_early())
 
     def _note(self, number: int, frame: Any) -> None:
         if self.code and number == signal.SIGINT:

@@ -140,7 +140,7 @@ def test_all_leave_as_the_one_that_failed(life: Life) -> None:
     life.begin(1, "compile", {0: "compile", 2: "compile"})
     assert life.live(20) == (20, 0, "")
     life.store.values["cdcd/failed/2"] = '{"name": "process 2 of 3 on h2", "code": 2, "sentence": "no such file."}'
-    assert life.live(20) == (1, 2, "process 2 of 3 on h2 failed, and said: no such file.")
+    assert life.live(20) == (1, 2, "process 2 of 3 on h2 left with 2, and said: no such file.")
 
 
 @pytest.mark.parametrize("me, others", [(0, {1: "step", 2: "step"}), (1, {0: "step"})])

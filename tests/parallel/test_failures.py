@@ -61,7 +61,7 @@ def test_who_fails_tells_the_others_which_leave_alike(
     assert heard == Failure(f"process 1 of 3 on {socket.gethostname()}", 2, "a mistake.")
     with pytest.raises(SystemExit) as end:
         heard.follow()
-    assert end.value.code == 2 and capsys.readouterr().err == f"{heard.name} failed, and said: a mistake.\n"
+    assert end.value.code == 2 and capsys.readouterr().err == f"{heard.name} left with 2, and said: a mistake.\n"
     assert "cdcd/failed/2" not in store.values  # whose failure it is not
 
 

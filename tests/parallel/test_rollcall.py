@@ -1,8 +1,9 @@
-"""Who the processes are, and whether all of them come: with real sockets, one thread for each process."""
+"""Whether all processes come, and what they are told when not: with real sockets, one thread for each process."""
 
 import json
 import os
 import pathlib
+import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import portpicker
 import pytest
 
-from cdcd_jax.config import HostsConfig, TryAgain, UserError
-from cdcd_jax.parallel import hosts, rollcall
-from cdcd_jax.parallel.rollcall import Job, words
+from cdcd_jax.config import TryAgain, UserError
+from cdcd_jax.parallel import rollcall
+from cdcd_jax.parallel.job import EXPLICIT, Job
+from cdcd_jax.parallel.rollcall import words
 from tests import forked
 
 HERE = socket.gethostname()
@@ -160,58 +162,13 @@ def call(port: int, count: int) -> socket.socket:
     return connection
 
 
-EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # As JAX reads it: the port follows from the job's number.
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
 PORT = 65535 - 2**12 + 1 + 7
 
 
-def find(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Job | None:
-    for key in (*EXPLICIT, hosts.LISTEN, *SLURM):
-        monkeypatch.delenv(key, raising=False)
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    return hosts.find(HostsConfig(meet_seconds=1.0))
-
-
 def explicit(address: str, count: str, index: str) -> dict[str, str]:
     return dict(zip(EXPLICIT, (address, count, index), strict=True))
-
-
-@pytest.mark.parametrize(
-    "environment, job",
-    [
-        ({}, None),
-        ({"CDCD_MULTIHOST": "0"}, None),
-        (SLURM, None),  # the launcher must say so
-        (explicit("h:1", "1", "0"), None),
-        (explicit("h:1", "2", "1"), Job("h:1", 2, 1)),
-        (explicit("h:1", "2", "1") | SLURM | {"CDCD_MULTIHOST": "1"}, Job("h:1", 2, 1)),
-        (SLURM | {"CDCD_MULTIHOST": "1"}, Job(f"localhost:{PORT}", 2, 1, True, [1])),
-        (SLURM | {"CDCD_MULTIHOST": "1", "JAX_LOCAL_DEVICE_IDS": "0,1"}, Job(f"localhost:{PORT}", 2, 1, True, None)),
-        (SLURM | {"CDCD_MULTIHOST": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
-    ],
-)
-def test_who_this_process_is(environment: dict[str, str], job: Job | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find(environment, monkeypatch) == job
-
-
-@pytest.mark.parametrize(
-    "environment, said",
-    [
-        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, "JAX_COORDINATOR_ADDRESS is set, but not JAX_NUM_PROCESSES and JAX_PROCESS_ID"),
-        (explicit("h", "2", "0"), "JAX_COORDINATOR_ADDRESS=h must be host:port."),
-        (explicit("h:70000", "2", "0"), "JAX_COORDINATOR_ADDRESS=h:70000 must be host:port."),
-        (explicit("h:1", "2", "2"), "JAX_PROCESS_ID=2 must be a number from 0"),
-        (explicit("h:1", "two", "0"), "JAX_NUM_PROCESSES=two at least 1"),
-        ({"CDCD_MULTIHOST": "1"}, "CDCD_MULTIHOST=1, but JAX finds no job here that it knows: set JAX_COORDINATOR_ADDRESS, "),
-        (SLURM | {"CDCD_MULTIHOST": "1", "SLURM_NTASKS": "many"}, "CDCD_MULTIHOST=1, but JAX cannot read what the platform says (ValueError("),
-    ],
-)
-def test_settings_of_a_launcher_that_make_no_sense(environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError) as error:
-        find(environment, monkeypatch)
-    assert said in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -230,3 +187,22 @@ def test_a_job_that_does_not_meet_leaves_with_75(port: int, environment: dict[st
     log = (tmp_path / "log").read_text()
     assert ended == 75 and log.startswith(f"error: {said.format(port=port)}") and log.count("\n") == 1, (ended, log)
     assert time.monotonic() - began < 20
+
+
+def test_one_that_is_told_to_stop_meanwhile_tells_the_others(port: int, tmp_path: pathlib.Path) -> None:
+    flags = ["--config=configs/demo.py", "--workdir=/nowhere/run"]
+    said = f"process 1 of 3 on {HERE} was told to stop (SIGTERM)"
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(meet, port, 3, (0, 0.0, 60.0))
+        process = forked.begin("train", flags, [os.devnull, str(tmp_path / "log")], environment=explicit(f"localhost:{port}", "3", "1"))
+        while not called(port, 1):
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.finish(30) == 75 and first.result() == [f"TryAgain: {said}"]
+    assert (tmp_path / "log").read_text() == f"error: {said}; leaving with 75, to be started again.\n"
+
+
+def called(port: int, index: int) -> bool:
+    """Whether a process has called: the first says then that only others are missing."""
+    with connect(port) as connection, connection.makefile("r") as stream:
+        return f" {index}" not in json.loads(stream.readline())["missing"]

@@ -115,6 +115,8 @@ def process(life: Life, me: int, count: int, port: int, folder: pathlib.Path) ->
     if count > 1:
         jax.distributed.initialize(f"localhost:{port}", count, me)
     life(folder)
+    if count > 1:
+        jax.distributed.shutdown()  # waits for the others, which may still have to hear from the first
     sys.stderr.flush()
 
 

@@ -94,4 +94,4 @@ def test_before_there_is_something_to_save_sigterm_ends_the_process(tmp_path: pa
     process.join(60)
     process.kill()
     assert process.exitcode == 75
-    assert (tmp_path / "log").read_text() == "this process was told to stop before its first step; there was nothing to save.\n"
+    assert (tmp_path / "log").read_text() == "this process was told to stop (SIGTERM) before its first step; there was nothing to save.\n"
