@@ -1,6 +1,7 @@
 """A user's mistakes at the real doors: one line that says what is wrong, an exit code that is not 0, and nothing overwritten."""
 
 import dataclasses
+import gzip
 import itertools
 import pathlib
 import shutil
@@ -110,6 +111,11 @@ CASES: dict[str, Case] = {
     "corpus is a folder": (lambda p: p.fresh(p.run), "is a directory; name a file or a glob of files"),
     "binary corpus": (lambda p: p.fresh(p.file("binary.txt", b"text\0text")), "binary.txt' is binary (a NUL at byte 4)"),
     "latin-1 corpus": (lambda p: p.fresh(p.file("latin.txt", "né".encode("latin-1"))), "latin.txt' is not UTF-8 (byte 1 is 0xe9)"),
+    "truncated corpus": (lambda p: p.fresh(p.file("cut.txt.gz", gzip.compress(b"the cat is black")[:-9])), "cut.txt.gz' is truncated: its gzip"),
+    "corpus of other lines": (lambda p: p.fresh(p.file("a.jsonl", '{"body": "a"}\n')), "a.jsonl' has in line 1 no key 'text', which data.text_key"),
+    "unknown data set": (lambda p: p.fresh("tfds:lm1bb"), "TFDS has no data set 'lm1bb' (did you mean \"lm1b\"?)."),
+    "data set by hand": (lambda p: p.fresh("tfds:c4/webtextlike"), "downloads/manual': You are using a C4 config that requires some files to be"),
+    "no saved data set": (lambda p: p.fresh("hf:/nowhere"), "data.source 'hf:/nowhere' is no folder; name one that save_to_disk has written"),
     "short corpus": (lambda p: p.fresh(p.file("short.txt", "a few words")), "9 bytes, fewer than one sequence of data.sequence_length = 16 tokens"),
     "one sequence held out": (lambda p: p.fresh(p.file("one.txt", "the cat is black " * 8)), "fewer than two sequences of data.sequence_length = 16"),
     "nothing held out": (lambda p: p.fresh(data__valid_fraction=0.0), "the held-out part of"),

@@ -31,9 +31,9 @@ def tfds_splits(name: str, key: str) -> dict[str, int]:
     """
     with _quiet():
         builder = _tfds(name)
+        _check_key(f"tfds:{name}", key, list(getattr(builder.info.features, "keys", list)()))
         if not builder.is_prepared():
             _generate(name, builder)
-        _check_key(f"tfds:{name}", key, _keys(builder.info.features))
         try:
             return {split: len(builder.as_data_source(split)) for split in builder.info.splits}
         except NotImplementedError as error:
@@ -104,10 +104,6 @@ def _texts(values: Iterable[Any], before: str, after: str, number: int, key: str
             raise UserError(f"{' '.join(f'{before} {number:,} {after}'.split())} has at {key!r}, which data.text_key names, no text but {what}.")
         yield value or ""
         number += 1
-
-
-def _keys(features: Any) -> list[str]:
-    return list(features) if hasattr(features, "keys") else []
 
 
 def _check_key(source: str, key: str, keys: list[str]) -> None:

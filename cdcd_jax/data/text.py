@@ -231,7 +231,7 @@ def _line(name: str, nominal: int) -> int:
             return seen + at + 1
         seen += len(block)
         if seen - nominal > LONGEST_LINE:
-            raise _bad(name, f"has at byte {nominal:,} a line of more than {LONGEST_LINE >> 20} MB; a line is one JSON object with one document")
+            raise _bad(name, f"has in line {_lines_before(name, nominal) + 1:,} {_too_long()}")
     return seen
 
 
@@ -241,7 +241,7 @@ def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
         first, *others = block.split(b"\n")
         rest.append(first)
         if sum(map(len, rest)) > LONGEST_LINE:
-            raise _NoLine(f"more than {LONGEST_LINE >> 20} MB; a line is one JSON object with one document", 1)
+            raise _NoLine(_too_long(), 1)
         if others:
             yield b"".join(rest)
             yield from others[:-1]
@@ -276,6 +276,10 @@ def _field(line: bytes, key: str) -> str:
         except UnicodeEncodeError as error:
             raise _NoLine(f"a lone surrogate {text[error.start]!r}, which is no character") from error
     return text
+
+
+def _too_long() -> str:
+    return f"more than {LONGEST_LINE >> 20} MB; a line is one JSON object with one document"
 
 
 def _shown(data: bytes) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from cdcd_jax.config import DataConfig, UserError
 from cdcd_jax.data import pipeline, sources, tokenizers
+from tests import corpora
 
 TOKENS = np.arange(1000, 1203, dtype=np.int32)  # a token names its own place
 LENGTH, BATCH = 8, 12
@@ -140,7 +141,7 @@ def test_the_unigram_entropy_of_the_king_james(kjv_corpus):
 
 
 def test_load_corpus(kjv, kjv_corpus):
-    train, valid = sources.split(kjv, 0.05)
+    train, valid = corpora.split(kjv, 0.05)
     assert kjv_corpus.train_characters == len(train) and kjv_corpus.valid_characters == len(valid)
     assert kjv_corpus.fingerprint == sources.fingerprint(kjv)
     assert kjv_corpus.train.dtype == kjv_corpus.valid.dtype == np.int32

@@ -1,12 +1,19 @@
+"""Sources: an embedded text, files and globs of all kinds, to documents, parts and splits."""
+
+import dataclasses
 import glob
+import hashlib
+import json
 import os
 import pathlib
+import pickle
 import re
 
 import pytest
 
-from cdcd_jax.config import UserError
-from cdcd_jax.data import sources
+from cdcd_jax.config import DataConfig, UserError
+from cdcd_jax.data import places, sources, text
+from tests import corpora
 
 
 def test_king_james_is_whole_and_in_order(kjv):
@@ -52,7 +59,7 @@ def test_king_james_is_quiet(capfd):
 
 
 @pytest.mark.parametrize(
-    "text, letters",
+    "written, letters",
     [
         ("In the beginning", "in the beginning"),
         ("It was 1984, or '85!", "it was one nine eight four or eight five"),
@@ -63,22 +70,22 @@ def test_king_james_is_quiet(capfd):
         ("\u212aelvin ٣ İ", "elvin"),  # neither the Kelvin sign nor other digits and letters become a-z
     ],
 )
-def test_27_letters(tmp_path, text, letters):
-    (tmp_path / "a.txt").write_text(text, newline="")
+def test_27_letters(tmp_path, written, letters):
+    (tmp_path / "a.txt").write_text(written, newline="")
     assert sources.load_text(str(tmp_path / "a.txt"), "27") == letters
-    assert sources.load_text(str(tmp_path / "a.txt"), "text") == text
+    assert sources.load_text(str(tmp_path / "a.txt"), "text") == written
 
 
 def test_27_letters_are_idempotent(kjv):
-    letters = sources.to_27(kjv)
+    letters = text.to_27(kjv)
     assert set(letters) == set("abcdefghijklmnopqrstuvwxyz ")
-    assert "  " not in letters and letters == letters.strip() == sources.to_27(letters)
+    assert "  " not in letters and letters == letters.strip() == text.to_27(letters)
     assert len(letters) == 4_014_553
 
 
 def test_glob_joins_files_in_the_order_of_their_names(tmp_path):
-    for name, text in (("b.txt", "second\r\n"), ("a.txt", "first"), ("c.md", "other"), ("d.txt", "\ufeffthird, after a byte order mark")):
-        (tmp_path / name).write_text(text, newline="")
+    for name, content in (("b.txt", "second\r\n"), ("a.txt", "first"), ("c.md", "other"), ("d.txt", "\ufeffthird, after a byte order mark")):
+        (tmp_path / name).write_text(content, newline="")
     (tmp_path / "e.txt").mkdir()
     assert sources.load_text(str(tmp_path / "*.txt"), "text") == "first\nsecond\r\n\nthird, after a byte order mark"
     (tmp_path / "deep").mkdir()
@@ -145,12 +152,11 @@ def test_files_that_are_no_text(tmp_path, monkeypatch):
     assert "a.txt" in refused(tmp_path / "*.txt")
     path.write_text("... !?")
     assert 'use "text"' in refused(path, "27")
-    assert "alphabet 'latin'" in refused(path, "latin")
 
-    def unreadable(self):
+    def unreadable(self, *mode):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("etils.epath.gpath.PosixGPath.read_bytes", unreadable)
+    monkeypatch.setattr("etils.epath.gpath.PosixGPath.open", unreadable)
     assert "cannot be read: Permission denied" in refused(path)
 
 
@@ -159,30 +165,237 @@ def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
     assert "not a regular file" in refused(tmp_path / "pipe")
 
 
-def test_split_cuts_no_word_and_loses_nothing(kjv):
-    train, valid = sources.split(kjv, 0.05)
-    assert train + valid == kjv
-    assert valid[0] == " " and train[-1] != " "
-    assert 0.0499 < len(valid) / len(kjv) <= 0.05
-    assert kjv[: len(train)].split() + kjv[len(train) :].split() == kjv.split()
-
-
-def test_split_shares_no_word_of_a_text_without_repeats():
-    text = "\n".join(f"w{i}" for i in range(1000))
-    for fraction in (0.01, 0.05, 0.3, 0.5, 0.99):
-        train, valid = sources.split(text, fraction)
-        assert train + valid == text
-        assert not set(train.split()) & set(valid.split())
-        assert set(train.split()) | set(valid.split()) == set(text.split())
-
-
-def test_split_at_the_ends():
-    assert sources.split("one two", 0.0) == ("one two", "")
-    assert sources.split("one two", 1.0) == ("", "one two")
-    assert sources.split("abcdefghij", 0.2) == ("abcdefgh", "ij")  # no white space to move to
-    assert sources.split("ab cdefghij", 0.2) == ("ab cdefgh", "ij")
-
-
 def test_fingerprint():
     assert sources.fingerprint("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sources.fingerprint("abc") != sources.fingerprint("abd")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Parts of a few hundred bytes."""
+    monkeypatch.setattr(places, "BYTES", (300, 500))
+    monkeypatch.setattr(text, "BLOCK", 128)
+    monkeypatch.setattr(text, "PIECE", 256)
+    monkeypatch.setattr(text, "SEARCHED", 64)
+
+
+def config(source, **changes) -> DataConfig:
+    return DataConfig(source=str(source), **({"valid_fraction": 0.0} | changes))
+
+
+def documents(config: DataConfig) -> dict[str, list[str]]:
+    """The documents of each split, from all parts."""
+    found: dict[str, list[str]] = {}
+    for part in sources.list_parts(config).parts:
+        for split, piece, begins in sources.read(part, config):
+            mine = found.setdefault(split, [])
+            mine += [piece] if begins else []
+            mine[-1] += "" if begins else piece
+    return found
+
+
+PROSE = corpora.prose(3000, 1)
+DOCUMENTS = corpora.documents(200)
+
+
+@pytest.mark.parametrize("alphabet", ["text", "27"])
+def test_a_text_in_many_parts_is_the_text(tmp_path, small, alphabet):
+    """Whatever stands at the borders: 27 letters of a text are those of the whole text, also where a border has spaces on both sides or none."""
+    wanted = {"text": lambda text: text, "27": corpora.to_27}[alphabet]
+    odd = ("." * 900 + PROSE[:900] + "." * 2000, "word" * 600, "1" * 1500, "日本" * 900 + "a" + "日本" * 900, "..\n" * 300 + "a")
+    for i, content in enumerate((PROSE, *odd)):
+        path = corpora.write(tmp_path / f"{i}.txt", content)
+        chosen = config(path, alphabet=alphabet)
+        assert sources.load_texts(chosen) == {"train": wanted(content), "valid": ""}
+        assert documents(chosen) == {"train": [wanted(content)]}
+        listing = sources.list_parts(chosen)
+        assert len(listing.parts) > 1 or alphabet == "27"
+        assert listing.inputs == [{"name": str(path), "bytes": len(content.encode()), "sha256": hashlib.sha256(content.encode()).hexdigest()}]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_files_of_all_kinds_are_documents(tmp_path, small, suffix):
+    for i in range(3):
+        corpora.write(tmp_path / f"{i}.jsonl{suffix}", corpora.json_lines(DOCUMENTS[i * 60 : (i + 1) * 60], "body"))
+    corpora.write(tmp_path / f"3.txt{suffix}", PROSE)
+    corpora.write(tmp_path / f"4.txt{suffix}", " \n")
+    corpora.write(tmp_path / f"5.txt{suffix}", "end")
+    chosen = config(tmp_path / "*", text_key="body", split="tail")
+    wanted = [*DOCUMENTS[:180], PROSE, "end"]
+    assert documents(chosen) == {"train": wanted}
+    assert sources.load_texts(chosen)["train"] == "\n".join(wanted)
+    listing = sources.list_parts(chosen)
+    assert listing.empty_documents == {"train": 1}
+    assert [(entry["name"], entry["sha256"]) for entry in listing.inputs] == [
+        (str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for path in sorted(tmp_path.iterdir())
+    ]
+    letters = dataclasses.replace(chosen, alphabet="27")
+    assert documents(letters) == {"train": [corpora.to_27(document) for document in wanted]}
+    assert sources.load_texts(letters)["train"] == corpora.to_27("\n".join(wanted))
+
+
+def test_empty_documents_are_left_out_and_counted(tmp_path):
+    corpora.write(tmp_path / "a.jsonl", corpora.json_lines(["one", "", "  \n", "two"]) + '{"text": null}\n')
+    listing = sources.list_parts(config(tmp_path / "a.jsonl"))
+    assert listing.empty_documents == {"train": 3} and documents(config(tmp_path / "a.jsonl")) == {"train": ["one", "two"]}
+    corpora.write(tmp_path / "b.jsonl", corpora.json_lines(["", " "]))
+    assert "is empty: none of its 2 documents has any text." in refused(tmp_path / "b.jsonl")
+    corpora.write(tmp_path / "c.jsonl", corpora.json_lines(["...", " "]))
+    assert 'use "text"' in refused(tmp_path / "c.jsonl", "27")
+
+
+def test_parts_do_not_depend_on_who_reads_them(tmp_path, small):
+    """They are pickled, read in any order, and each says by its key what is read: the content, whatever the file is called or when it was written."""
+    path = corpora.write(tmp_path / "a.jsonl", corpora.json_lines(DOCUMENTS))
+    chosen = config(path, valid_fraction=0.2)
+    listing = sources.list_parts(chosen)
+    again = sources.list_parts(chosen, lambda task, items: [pickle.loads(pickle.dumps(task))(item) for item in items])
+    assert listing == again and len(listing.parts) > 10 and len({part.key for part in listing.parts}) == len(listing.parts)
+    pieces = [list(sources.read(part, chosen)) for part in listing.parts]
+    assert [list(sources.read(pickle.loads(pickle.dumps(part)), chosen)) for part in reversed(listing.parts)] == pieces[::-1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"alphabet": "27"}, {"valid_fraction": 0.3}, {"test_fraction": 0.1}, {"split": "tail"}, {"text_key": "title"}, {"source": "content"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_parts_key_changes_with_what_is_read(tmp_path, change):
+    lines = [{"text": text, "title": text[:9]} for text in DOCUMENTS]
+    path = corpora.write(tmp_path / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    chosen = config(path, valid_fraction=0.2)
+    before = {part.key for part in sources.list_parts(chosen).parts}
+    if "source" in change:
+        path.write_bytes(path.read_bytes().replace(b"the", b"thy", 1))
+    else:
+        chosen = dataclasses.replace(chosen, **change)
+    assert before.isdisjoint(part.key for part in sources.list_parts(chosen).parts)
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path, small):
+    for name, content in (("a.txt", PROSE), ("a.jsonl", corpora.json_lines(DOCUMENTS)), ("a.txt.gz", PROSE)):
+        path = corpora.write(tmp_path / name, content)
+        chosen = config(path)
+        parts = sources.list_parts(chosen).parts
+        corpora.write(path, content.replace("the", "thy", 1))
+        with pytest.raises(UserError, match=f"{name}.* changed while it was read"):
+            [list(sources.read(part, chosen)) for part in parts]
+
+
+def test_tail_of_one_text_is_its_end_and_cuts_no_word(kjv):
+    assert sources.load_texts(DataConfig()) == dict(zip(("train", "valid"), corpora.split(kjv, 0.05), strict=True))
+    letters = corpora.split(text.to_27(kjv), 0.05)
+    assert sources.load_texts(DataConfig(alphabet="27")) == dict(zip(("train", "valid"), letters, strict=True))
+
+
+@pytest.mark.parametrize("alphabet", ["text", "27"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_tail_of_one_text_in_many_parts(tmp_path, small, suffix, alphabet):
+    path = corpora.write(tmp_path / f"a.txt{suffix}", PROSE)
+    content = corpora.to_27(PROSE) if alphabet == "27" else PROSE
+    for fraction in (0.0, 0.01, 0.3, 0.99, 1.0):
+        found = sources.load_texts(config(path, alphabet=alphabet, valid_fraction=fraction))
+        assert found == dict(zip(("train", "valid"), corpora.split(content, fraction), strict=True))
+    three = documents(config(path, alphabet=alphabet, valid_fraction=0.1, test_fraction=0.2))
+    (train,), (valid,), (test,) = three["train"], three["valid"], three["test"]
+    assert train == corpora.split(content, 0.1 + 0.2)[0] and test == corpora.split(content, 0.2)[1] and train + valid + test == content
+
+
+@pytest.mark.parametrize(
+    ("written", "fraction", "train", "valid"),
+    [
+        ("one two", 0.0, "one two", ""),
+        ("one two", 1.0, "", "one two"),
+        ("abcdefghij", 0.2, "abcdefgh", "ij"),  # no white space to move to
+        ("ab cdefghij", 0.2, "ab cdefgh", "ij"),
+    ],
+)
+def test_tail_at_the_ends(tmp_path, written, fraction, train, valid):
+    path = corpora.write(tmp_path / "a.txt", written)
+    assert sources.load_texts(config(path, valid_fraction=fraction)) == {"train": train, "valid": valid}
+
+
+def test_exact_is_text8s_rule_to_the_character(tmp_path, small):
+    """90, 5 and 5 of a hundred characters: text8 has 90, 5 and 5 million."""
+    content = corpora.to_27(PROSE)[:10_000]
+    path = corpora.write(tmp_path / "text8", content)
+    found = sources.load_texts(config(path, alphabet="27", split="exact", valid_fraction=0.05, test_fraction=0.05))
+    assert found == {"train": content[:9000], "valid": content[9000:9500], "test": content[9500:]}
+    for total in (100_000_000, 6_877_825, 12_345_679):
+        assert round(total * (1 - (0.05 + 0.05))) == round(total * 0.9) and round(total * (1 - 0.05)) == round(total * 0.95)
+
+
+def test_tail_of_several_documents_divides_none(tmp_path, small):
+    for i in range(10):
+        corpora.write(tmp_path / f"{i}.txt", PROSE[i * 1000 : (i + 1) * 1000])
+    wanted = [PROSE[i * 1000 : (i + 1) * 1000] for i in range(10)]
+    for fraction, first in ((0.05, 9), (0.1, 9), (0.12, 8), (0.95, 1), (1.0, 0)):
+        found = documents(config(tmp_path / "*.txt", valid_fraction=fraction))
+        assert found.get("train", []) == wanted[:first] and found["valid"] == wanted[first:]
+    found = documents(config(tmp_path / "*.txt", valid_fraction=0.2, test_fraction=0.15))
+    assert found == {"train": wanted[:6], "valid": wanted[6:8], "test": wanted[8:]}
+    corpora.write(tmp_path / "a.jsonl", corpora.json_lines(DOCUMENTS))
+    lengths = [len(document) for document in DOCUMENTS]
+    for fraction in (0.01, 0.5, 0.999):
+        found = documents(config(tmp_path / "a.jsonl", split="tail", valid_fraction=fraction))
+        first = len(found["train"])
+        assert found["train"] + found["valid"] == DOCUMENTS
+        cut = round(sum(lengths) * (1 - fraction))
+        assert first == 1 or sum(lengths[:first]) <= cut < sum(lengths[: first + 1])
+
+
+def test_hash_is_by_the_text_alone(tmp_path, small):
+    """Counted, and told again here from the rule: the first eight bytes of SHA-256 as a fraction of 2^64."""
+    path = corpora.write(tmp_path / "a.jsonl", corpora.json_lines([*DOCUMENTS, *DOCUMENTS[::-3]]))
+    found = documents(config(path, valid_fraction=0.2, test_fraction=0.1))
+
+    def split(document: str) -> str:
+        number = int(hashlib.sha256(document.encode()).hexdigest()[:16], 16) / 16**16
+        return "test" if number < 0.1 else "valid" if number < 0.1 + 0.2 else "train"
+
+    assert found == {name: [text for text in [*DOCUMENTS, *DOCUMENTS[::-3]] if split(text) == name] for name in ("train", "valid", "test")}
+    assert 20 <= len(set(found["valid"])) <= 60 and 8 <= len(set(found["test"])) <= 35
+    for i, document in enumerate(DOCUMENTS):  # files are documents as well
+        corpora.write(tmp_path / "files" / f"{len(DOCUMENTS) - i:03}.txt", document)
+    files = documents(config(tmp_path / "files" / "*.txt", split="hash", valid_fraction=0.2, test_fraction=0.1))
+    assert {name: set(texts) for name, texts in files.items()} == {name: set(texts) for name, texts in found.items()}
+
+
+def test_splits_in_the_names_of_files(tmp_path):
+    for name in ("train", "valid", "test"):
+        corpora.write(tmp_path / f"wiki.{name}.txt", f"text for {name}, and {PROSE}")
+    found = sources.load_texts(config(tmp_path / "wiki.{split}.txt", valid_fraction=0.5, test_fraction=0.5))
+    assert found == {name: f"text for {name}, and {PROSE}" for name in ("train", "valid", "test")}
+    for name in ("train", "validation"):
+        corpora.write(tmp_path / name / "0.jsonl.gz", corpora.json_lines(DOCUMENTS if name == "train" else ["held out"]))
+    found = documents(config(tmp_path / "{split}" / "*.jsonl.gz", test_fraction=0.5))
+    assert sorted(found["train"] + found["test"]) == sorted(DOCUMENTS) and len(found["test"]) > 50 and found["valid"] == ["held out"]
+    corpora.write(tmp_path / "only.train.txt", PROSE)
+    assert "matches no file for valid: there is no" in refused(tmp_path / "only.{split}.txt") and "dev.txt" in refused(tmp_path / "only.{split}.txt")
+    assert "matches no file for train: there is no" in refused(tmp_path / "none.{split}.txt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"split": "hash"}, 'data.split = "hash" divides documents, and data.source'),
+        ({"source": "*.txt", "split": "exact"}, "b.txt' is 2 documents"),
+        ({"valid_fraction": 0.6, "test_fraction": 0.5}, "data.valid_fraction = 0.6 and data.test_fraction = 0.5 must not be more than 1 together."),
+        ({"valid_split": "test"}, "data.valid_split = 'test' names a split of a data set"),
+        ({"source": "tdfs:lm1b"}, "'tdfs' is no kind of data set (did you mean \"tfds\"?)."),
+    ],
+)  # fmt: skip
+def test_what_no_source_can_be(tmp_path, monkeypatch, changes, said):
+    for name in ("a.txt", "b.txt"):
+        corpora.write(tmp_path / name, PROSE)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        sources.load_texts(dataclasses.replace(config("a.txt", valid_fraction=0.1), **changes))
+    assert said.replace("b.txt", "*.txt") in str(error.value) and str(error.value).endswith(".")
+
+
+def test_folders_say_what_they_are(tmp_path):
+    corpora.write(tmp_path / "prepared" / "manifest.json", "{}")
+    corpora.write(tmp_path / "saved" / "state.json", "{}")
+    assert "of prepared data, from which one trains" in refused(tmp_path / "prepared")
+    assert f"write 'hf:{tmp_path / 'saved'}'" in refused(tmp_path / "saved")
