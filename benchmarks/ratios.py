@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from benchmarks.timing import Pair, in_turn
 from cdcd_jax.config import Config
-from cdcd_jax.data import pipeline
+from cdcd_jax.data import pipeline, prepared
 from cdcd_jax.data.tokenizers import CharTokenizer
 from cdcd_jax.diffusion import kernel
 from cdcd_jax.evaluation import generate
@@ -160,11 +160,15 @@ def compile_time_ratio(config: Config, repeats: int, num_steps: int) -> Result:
 def data_wait(config: Config, repeats: int, num_steps: int) -> Result:
     """The share of a run's time that the loop waits for data: `next` of the real pipeline and the copy to the devices, over num_steps steps.
 
-    As in the loop, a step is waited for only once the next one is under way. The text is a million random tokens; a repeat goes on where the one
-    before it ended.
+    As in the loop, a step is waited for only once the next one is under way. The text is a million random tokens in memory, unless data.source is a
+    prepared folder; a repeat goes on where the one before it ended.
     """
     step, state, mesh = start(config)
-    batches = pipeline.batches(pipeline.Crops(random_tokens(config, (1_000_000,)), config.data.sequence_length), config.train.batch_size, 0, 0, 1)
+    if prepared.is_folder(config.data.source):
+        rows: pipeline.Rows = pipeline.load_corpus(config.data, share=(0, 1)).train
+    else:
+        rows = pipeline.Crops(random_tokens(config, (1_000_000,)), config.data.sequence_length)
+    batches = pipeline.batches(rows, config.train.batch_size, 0, 0, 1)
     shares, before = [], None
 
     def fetch() -> dict[str, jax.Array]:

@@ -10,7 +10,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import checkpoints, ratios
+from benchmarks import checkpoints, loader, ratios
 from cdcd_jax import doors
 from cdcd_jax.config import Config, UserError, did_you_mean, from_dict
 
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Config, int, int], ratios.Result], float, 
     "sampler_ratio": (ratios.sampler_ratio, 1.10, 9, 50),
     "compile_time_ratio": (ratios.compile_time_ratio, 1.3, 3, 0),
     "data_wait": (ratios.data_wait, 0.01, 5, 40),
+    "loader_tokens_per_second": (loader.loader_tokens_per_second, 2e6, 5, 500),
     "checkpoint_wait": (checkpoints.checkpoint_wait, 0.02, 4, 50),
     "seal_ratio": (checkpoints.seal_ratio, 1.0, 3, 0),
 }

@@ -73,7 +73,7 @@ def test_a_bug_is_not_hidden(run_main):
         doors.run(lambda: 1 // 0)
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "prepare"])
 def test_help_is_short_and_names_every_flag(name):
     ended = forked.door(name, "--help")
     flags = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', (forked.ROOT / "cdcd_jax" / f"{name}.py").read_text())

@@ -7,7 +7,7 @@ import argparse
 import functools
 import pickle
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from etils import epath
 
@@ -23,7 +23,7 @@ except ImportError as error:
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"Apache Beam does not take these flags: {message}.")
 
 
@@ -45,7 +45,7 @@ def _check(flags: list[str]) -> None:
     parser = _Parser(allow_abbrev=False, add_help=False)
     parser.add_value_provider_argument = parser.add_argument  # type: ignore[attr-defined] # what a few of Beam's options call
     for options in {str(options): options for options in PipelineOptions.__subclasses__()}.values():
-        options._add_argparse_args(parser)  # type: ignore[arg-type] # it takes any parser of argparse
+        options._add_argparse_args(parser)  # type: ignore[arg-type]
     _, unknown = parser.parse_known_args(flags)
     if unknown:
         hint = did_you_mean(unknown[0].partition("=")[0], [name for action in parser._actions for name in action.option_strings])
@@ -67,6 +67,8 @@ def _map(options: PipelineOptions, path: epath.Path, function: Callable[[Any], A
         )
     found = sorted(pickle.loads(path.read_bytes()), key=lambda result: result[0])
     path.unlink()
+    if not files.in_bucket(path) and not any(path.parent.iterdir()):
+        path.parent.rmdir()
     for _, mistake, _ in found:
         if mistake:
             raise UserError(mistake)

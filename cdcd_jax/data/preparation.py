@@ -34,6 +34,7 @@ from cdcd_jax.data.workers import Map
 LEAST_SHARD, MOST_SHARD, SHARDS = 1 << 22, 1 << 28, 16  # bytes, and how many shards a split has if these bounds allow
 OTHERWISE = ("source", "tokenizer_from", "pad_insertion")  # keys of the config that a plan holds by content, or that training alone needs
 SHARD_NAMES = "shards.json"
+FINISHING = (TOKEN_COUNTS, "tokenizer.json", "spm.model")  # what is written before the manifest, each time anew
 OURS = ("lock", "plan.json", TOKENIZER, "tokens", SHARD_NAMES, "shards", "results")  # what is written into unfinished/
 Watch = Callable[[str, int, Iterable[Any]], Iterable[Any]]
 Streams = list[dict[str, Stream]]
@@ -103,10 +104,16 @@ def prepare(
 
 def make_plan(config: DataConfig, parts: list[sources.Part]) -> dict[str, Any]:
     """All that decides the records, before there is a tokenizer: two equal plans have equal records."""
-    plan: dict[str, Any] = {"format": records.FORMAT, "text": _digest([part.key for part in parts])}
-    plan |= {f"data.{key}": value for key, value in dataclasses.asdict(config).items() if key not in OTHERWISE}
+    plan: dict[str, Any] = {"format": records.FORMAT, "text": _digest([_content(part) for part in parts])}
+    unused = {"tokenizer", "vocab_size"} if config.tokenizer_from else {"vocab_size"} if config.tokenizer != "sentencepiece" else set()
+    plan |= {f"data.{key}": value for key, value in dataclasses.asdict(config).items() if key not in {*OTHERWISE, *unused}}
     plan["tokenizer"] = tokenizers.load(files.locate(config.tokenizer_from)).fingerprint if config.tokenizer_from else "made from the text"
     return plan
+
+
+def _content(part: sources.Part) -> list[Any]:
+    """All that decides what is read of a part, but where it lies: a file that was moved is the same."""
+    return [part.fractions, *(dataclasses.asdict(use) | {"span": [use.span.kind, use.span.first, use.span.last]} for use in part.uses)]
 
 
 def _digest(values: Any) -> str:
@@ -114,8 +121,11 @@ def _digest(values: Any) -> str:
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """What differs between two plans, in words; of what changes the text, the text itself is not named as well."""
     words = {"text": "the text is another", "tokenizer": "the tokenizer is another", "format": "it was made by another version"}
     keys = [key for key in here if there.get(key) != here[key]]
+    if any(key.removeprefix("data.") in ("text_key", "alphabet", "split", "valid_fraction", "test_fraction", "valid_split") for key in keys):
+        keys.remove("text")
     return ", and ".join(words.get(key, f"{key} = {there.get(key)!r} there and {here[key]!r} here") for key in keys)
 
 
@@ -163,6 +173,9 @@ def _whole(folder: epath.Path, plan: dict[str, Any], run: Map, watch: Watch) -> 
 
 def _begin(folder: epath.Path, plan: dict[str, Any], say: Callable[[str], None]) -> None:
     """Goes on with what was begun by the same plan; takes away what another plan left."""
+    for left in (path for place in (folder, folder / TOKENIZER) if place.exists() for path in place.iterdir()):
+        if left.name in FINISHING or left.name.startswith(tuple(map(files.partial_name, (*FINISHING, MANIFEST)))):
+            left.unlink()
     path = folder / UNFINISHED / "plan.json"
     there = _read(path)
     if there == plan:

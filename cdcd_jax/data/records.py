@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
-from jaxtyping import Int, Int64
+from jaxtyping import Int, Int64, UInt8
 
 from cdcd_jax.config import UserError
 from cdcd_jax.data import files
@@ -133,7 +133,7 @@ def split_rows(data: bytes, length: int, dtype: str, packing: str) -> dict[str, 
     return batch
 
 
-def _little(values: Int[np.ndarray, "n L"], dtype: Any) -> Int[np.ndarray, "n w"]:
+def _little(values: Int[np.ndarray, "n L"], dtype: Any) -> UInt8[np.ndarray, "n w"]:
     return np.ascontiguousarray(values, np.dtype(dtype).newbyteorder("<")).view(np.uint8)
 
 
