@@ -175,7 +175,7 @@ class WithPad:
         self.encode, self.encode_many = without.encode, without.encode_many
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "n"]) -> str:
-        return self.without.decode([i for i in ids if i != self.pad_id])
+        return self.without.decode([int(i) for i in ids if i != self.pad_id])
 
     def piece(self, id: int | np.integer) -> str:
         return "<pad>" if id == self.pad_id else self.without.piece(id)

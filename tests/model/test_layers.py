@@ -11,6 +11,7 @@ import pytest
 from cdcd_jax.model import layers
 
 B, L, W, H = 2, 6, 8, 2
+SEGMENTS = np.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1]], np.int32)
 
 
 def plain_rotary(x: np.ndarray) -> np.ndarray:
@@ -51,6 +52,16 @@ def test_attention_is_the_plain_one() -> None:
     params = module.init(jax.random.key(1), x)["params"]
     wanted = np.concatenate([plain_attention(params, row) for row in np.asarray(x, np.float64).reshape(B, L, W)])
     np.testing.assert_allclose(module.apply({"params": params}, x), wanted, atol=1e-5)
+
+
+def test_with_segments_attention_is_the_plain_one_of_each() -> None:
+    """Padding, alone, attends to itself."""
+    x = jax.random.normal(jax.random.key(0), (B * L, W))
+    module = layers.Attention(H, L, jnp.dtype("float32"))
+    params = module.init(jax.random.key(1), x)["params"]
+    rows = np.asarray(x, np.float64).reshape(B, L, W)
+    wanted = [plain_attention(params, row[numbers == n]) for row, numbers in zip(rows, SEGMENTS, strict=True) for n in (1, 2, 0)]
+    np.testing.assert_allclose(module.apply({"params": params}, x, jnp.asarray(SEGMENTS)), np.concatenate(wanted), atol=1e-5)
 
 
 def test_the_qkv_kernel_is_initialised_like_three_dense_layers() -> None:
@@ -97,6 +108,17 @@ def test_the_convolution_reaches_exactly_its_window(window: int) -> None:
     jacobian = np.abs(jax.jacrev(lambda x: module.apply({"params": params}, x).sum(axis=-1))(x)).sum(axis=-1) > 0
     distance = np.abs(np.arange(L)[:, None] - np.arange(L)[None, :])
     np.testing.assert_array_equal(jacobian, np.kron(np.eye(B, dtype=bool), distance <= reach))
+
+
+def test_the_convolution_reaches_no_other_segment() -> None:
+    module = layers.ShortConvolution(5, L)
+    x = jax.random.normal(jax.random.key(0), (B * L, W))
+    params = module.init(jax.random.key(1), x)["params"]
+    kernel, rows, wanted = np.asarray(params["kernel"]), np.asarray(x).reshape(B, L, W), np.asarray(x).reshape(B, L, W).copy()
+    for i in range(L):
+        for j in range(max(0, i - 2), min(L, i + 3)):
+            wanted[:, i] += rows[:, j] * kernel[j - i + 2] * (SEGMENTS[:, i] == SEGMENTS[:, j])[:, None]
+    np.testing.assert_allclose(module.apply({"params": params}, x, jnp.asarray(SEGMENTS)), wanted.reshape(B * L, W), atol=1e-5)
 
 
 def test_noise_level_features_tell_levels_apart_and_are_the_same_in_every_run() -> None:

@@ -1,0 +1,81 @@
+"""From documents by a prepared folder to a run and its numbers, at the real doors: packed rows, inserted PAD, three splits."""
+
+import json
+import pathlib
+import random
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from etils import epath
+
+import cdcd_jax
+from cdcd_jax.data import preparation
+from tests import forked, tiny
+
+CHANGES: dict[str, Any] = {
+    "data.packing": "pack", "data.pad_insertion": 0.2, "data.test_fraction": 0.2, "train.num_steps": 4, "train.accumulation_steps": 2,
+    "checkpoint.every_steps": 4,
+}  # fmt: skip
+
+
+class Story(NamedTuple):
+    """A prepared folder, a run that was trained on it, and how its doors ended."""
+
+    folder: pathlib.Path
+    workdir: pathlib.Path
+    trained: forked.Ended
+    scored: forked.Ended
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    home = tmp_path_factory.mktemp("prepared_run")
+    generator = random.Random(0)
+    texts = [" ".join(generator.choices(tiny.SENTENCES, k=generator.randrange(1, 3)))[: generator.randrange(3, 30)].strip() for _ in range(400)]
+    (home / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    preparation.prepare(tiny.config(CHANGES | {"data.source": str(home / "documents.jsonl")}).data, epath.Path(home / "data"))
+    trained = forked.door("train", *tiny.flags(home / "data", home / "run", CHANGES))
+    assert trained.code == 0, trained.stderr
+    flags = ["--metrics=nll,entropy", "--split=test", "--num_sequences=9", "--draws=1", "--num_samples=2"]
+    return Story(home / "data", home / "run", trained, forked.door("evaluate", f"--workdir={home / 'run'}", *flags))
+
+
+def test_it_trains_and_probes(story: Story) -> None:
+    lines = [json.loads(line) for line in (story.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(1 < line["loss"] < 4 for line in lines)
+    probe = json.loads((story.workdir / "telemetry.jsonl").read_text().splitlines()[-1])
+    assert probe["chars_per_token"] == 1.0  # of characters; PAD is in no held-out row
+    manifest = json.loads((story.folder / "manifest.json").read_text())
+    meta = json.loads((story.workdir / "checkpoints" / "4" / "meta.json").read_text())
+    assert meta["data_fingerprint"] == manifest["data_fingerprint"] and meta["tokenizer_fingerprint"] != manifest["tokenizer_fingerprint"]
+
+
+def test_it_is_scored_on_part_of_its_test_split(story: Story) -> None:
+    assert story.scored.code == 0, story.scored.stderr
+    score = json.loads((story.workdir / "eval" / "nll_test.json").read_text())
+    assert score["split"] == "test" and score["num_sequences"] == 9
+    assert 9 <= score["num_tokens"] == score["num_characters"] <= 9 * tiny.LENGTH
+    assert score["bits_per_char"] == pytest.approx(score["nats_per_token"] / np.log(2))
+    samples = json.loads((story.workdir / "eval" / "samples.json").read_text())
+    assert samples["num_samples"] == 2 and samples["valid_word_rate_heldout"] > 0.9 > samples["valid_word_rate_unigram"]
+
+
+def test_pad_has_its_share_of_the_prior_and_is_no_text(story: Story) -> None:
+    run = cdcd_jax.load_run(story.workdir)
+    pad = run.model.tokenizer.pad_id
+    assert pad is not None and float(np.exp(run.model.log_prior[pad])) == pytest.approx(0.2, rel=0.02)
+    tokens = [*run.model.tokenizer.encode("a dog").tolist(), pad]
+    assert run.model.tokenizer.decode(tokens) == "a dog"
+
+
+def test_the_command_of_another_folder_is_refused(story: Story) -> None:
+    """The same text in rows of another kind is another data set, and the run stays as it is."""
+    config = tiny.config(CHANGES | {"data.source": str(story.folder.parent / "documents.jsonl"), "data.packing": "pad"})
+    other = story.folder.parent / "other"
+    preparation.prepare(config.data, epath.Path(other))
+    text = (story.workdir / "config.json").read_text()
+    (story.workdir / "config.json").write_text(text.replace(str(story.folder), str(other)).replace('"packing": "pack"', '"packing": "pad"'))
+    with pytest.raises(cdcd_jax.config.UserError, match="is not the text that .* was trained on"):
+        cdcd_jax.load_run(story.workdir).corpus()
+    (story.workdir / "config.json").write_text(text)
