@@ -1,6 +1,7 @@
 """benchmarks/: that each measurement times what it says, and that finished ablations are not run again. How long anything takes is not tested."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import ablations, checkpoints, ratios, timing
+from benchmarks import ablations, checkpoints, loader, ratios, timing
 from cdcd_jax.config import UserError
 from cdcd_jax.data import pipeline
 from configs import demo
@@ -90,6 +91,15 @@ def test_what_checkpoints_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     sealed = checkpoints.seal_ratio(tiny.config(), 1, 0)
     assert sealed.details["bytes"] > sum(leaf.nbytes for leaf in jax.tree.leaves(work.init())) / 2
     assert 0 < sealed.details["seal_seconds"] < sealed.details["save_seconds"]
+
+
+def test_the_loader_reads_every_kind_of_rows_on_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "ROWS", 300)
+    cores = os.sched_getaffinity(0)
+    result = loader.loader_tokens_per_second(tiny.config(), 1, 2)
+    speeds = [result.details[kind] for kind in ("wrap", "pack", "pad", "pad_insertion")]
+    assert result.value == min(speeds) > 0 and result.details["length"] == tiny.LENGTH
+    assert os.sched_getaffinity(0) == cores
 
 
 def test_command_line(door_environment: dict[str, str]) -> None:

@@ -8,6 +8,8 @@ import os
 import pathlib
 import re
 import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -203,3 +205,51 @@ def test_one_line_that_names_the_bucket_and_no_minutes_of_trying(name: str, sche
     (line,) = ended.stderr.splitlines()
     assert line.startswith("error: " + REFUSALS[name][3].format(scheme=scheme)) and line.endswith(".")
     assert seconds < 40  # of which most is the start of Python on a busy machine
+
+
+PREPARED = """
+import pathlib, sys
+import numpy as np
+from etils import epath
+from cdcd_jax.config import UserError
+from cdcd_jax.data import files, pipeline
+from tests.data import folders
+
+home, scheme = pathlib.Path(sys.argv[1]), sys.argv[2]
+target, cache = files.locate(f"{scheme}://bkt/data"), home / "cache" / "cdcd_jax" / "shards"
+folders.make(epath.Path(home / "data"), 8, "pack", {"train": 50, "valid": 12})
+for path in (home / "data").rglob("*.*"):
+    (target / str(path.relative_to(home / "data"))).write_bytes(path.read_bytes())
+wanted, config = folders.rows(8, "pack", 50)["tokens"], folders.config(target, 8, "pack")
+
+def read():
+    rows = pipeline.load_corpus(config, share=(0, 2)).train
+    assert np.array_equal(rows.read(np.arange(50))["tokens"], wanted)
+    return {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+
+first = read()
+assert len(first) == 4 and read() == first  # copied once, and all of them by each process
+(damaged := min(first)).write_bytes(b"damaged")
+again = read()
+assert {path for path in first if again[path] != first[path]} == {damaged}
+shard = target / "train-00001-of-00003.array_record"
+content = shard.read_bytes()
+for path in first:
+    path.unlink()
+for change, word in ((lambda: shard.write_bytes(content[::-1]), "content"), (lambda: shard.write_bytes(b""), "bytes"), (shard.unlink, "missing")):
+    change()
+    try:
+        read()
+        raise SystemExit(f"{word}: no error")
+    except UserError as error:
+        assert str(shard) in str(error) and word in str(error), error
+"""
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_prepared_data_is_read_from_verified_copies(scheme: str, place: Place) -> None:
+    home = place.folder / f"prepared_{scheme}"
+    environment = os.environ | place.environment | {"XDG_CACHE_HOME": str(home / "cache"), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", PREPARED, str(home), scheme]
+    done = subprocess.run(command, cwd=forked.ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32
 
 from cdcd_jax.config import DataConfig, UserError
-from cdcd_jax.data import files, padding, prepared, sources, tokenizers
+from cdcd_jax.data import padding, prepared, sources, tokenizers
 
 # "tokens" int32 [n, L]; and where rows hold several documents, or padding, "segments" int32 [n, L]: 1, 2, ... in the row, 0 for padding.
 Batch = dict[str, np.ndarray]
@@ -159,7 +159,7 @@ def _in_memory(config: DataConfig, tokenizer: tokenizers.Tokenizer | None) -> Co
 
 def _tokenizer(config: DataConfig, texts: dict[str, str]) -> tokenizers.Tokenizer:
     if config.tokenizer_from:
-        return tokenizers.load(files.locate(config.tokenizer_from))
+        return tokenizers.named(config)
     return tokenizers.train(config, texts["train"], "".join(texts.values()))
 
 
@@ -204,8 +204,11 @@ class Batches:
         return {"global_next_index": grain.experimental.get_next_index(self._iterator) * self._batch_size}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes on from a state of the same batch size, of any number of processes."""
-        grain.experimental.set_next_index(self._iterator, state["global_next_index"] // self._batch_size)
+        """Goes on from a state of the same batch size, of any number of processes. Raises UserError for one of another."""
+        index, rest = divmod(state["global_next_index"], self._batch_size)
+        if rest:
+            raise UserError(f"the data position {state['global_next_index']} is no multiple of train.batch_size = {self._batch_size}.")
+        grain.experimental.set_next_index(self._iterator, index)
 
     def close(self) -> None:
         self._iterator.close()

@@ -107,7 +107,7 @@ def make_plan(config: DataConfig, parts: list[sources.Part]) -> dict[str, Any]:
     plan: dict[str, Any] = {"format": records.FORMAT, "text": _digest([_content(part) for part in parts])}
     unused = {"tokenizer", "vocab_size"} if config.tokenizer_from else {"vocab_size"} if config.tokenizer != "sentencepiece" else set()
     plan |= {f"data.{key}": value for key, value in dataclasses.asdict(config).items() if key not in {*OTHERWISE, *unused}}
-    plan["tokenizer"] = tokenizers.load(files.locate(config.tokenizer_from)).fingerprint if config.tokenizer_from else "made from the text"
+    plan["tokenizer"] = tokenizers.named(config).fingerprint if config.tokenizer_from else "made from the text"
     return plan
 
 
@@ -219,7 +219,7 @@ def _tokenizer(config: DataConfig, parts: list[sources.Part], folder: epath.Path
         with contextlib.suppress(UserError):  # damaged: it is made again
             return tokenizers.load(folder)
     if config.tokenizer_from:
-        tokenizer = tokenizers.load(files.locate(config.tokenizer_from))
+        tokenizer = tokenizers.named(config)
     elif config.tokenizer == "byte":
         tokenizer = tokenizers.ByteTokenizer()
     else:

@@ -82,13 +82,10 @@ def _check_config(config: DataConfig, manifest: Manifest, tokenizer: tokenizers.
                 f"{config.source!r} was prepared with data.{key} = {there!r}, and this config has {here!r}: "
                 f"give --config.data.{key}={there}, or {ANEW}."
             )
-    if config.tokenizer_from:
-        named = tokenizers.without_pad(tokenizers.load(files.locate(config.tokenizer_from)))
-        if named.fingerprint != tokenizer.fingerprint:
-            raise UserError(
-                f"{config.source!r} was prepared with another tokenizer than that in {config.tokenizer_from!r}: "
-                f"leave data.tokenizer_from out, or {ANEW}."
-            )
+    if config.tokenizer_from and tokenizers.named(config).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{config.source!r} was prepared with another tokenizer than that in {config.tokenizer_from!r}: leave data.tokenizer_from out, or {ANEW}."
+        )
 
 
 class Folder:

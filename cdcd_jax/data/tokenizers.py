@@ -193,6 +193,11 @@ def without_pad(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer.without if isinstance(tokenizer, WithPad) else tokenizer
 
 
+def named(config: DataConfig) -> Tokenizer:
+    """The tokenizer in data.tokenizer_from; PAD, which a run may have added to its own, is no part of it. Raises UserError as `load` does."""
+    return without_pad(load(files.locate(config.tokenizer_from)))
+
+
 def _utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")

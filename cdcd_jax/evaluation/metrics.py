@@ -46,7 +46,7 @@ def nll(model: Model, rows: pipeline.Rows, draws: int = 4, seed: int = 0) -> dic
     range. Bits are per character that begins in a token scored. UserError for fewer than two rows, whose spread is no standard error.
     """
     if len(rows) < 2:
-        raise UserError(f"{len(rows)} sequences are too few to score: two of {model.length} tokens are needed.")
+        raise UserError(f"there are too few sequences to score, {len(rows)}: two of {model.length} tokens are needed.")
     u, measured = measure(model, rows, draws, seed)
     counts = measured["tokens"][:, 0]
     mean, error = telemetry.per_token((measured["diffusion"] + measured["reconstruction"]).mean(axis=1), counts)

@@ -122,6 +122,8 @@ def test_what_cannot_be_batched():
         make(process_count=5)
     with pytest.raises(UserError, match="7 tokens has no crop of data.sequence_length = 8"):
         pipeline.Crops(TOKENS[:7], LENGTH)
+    with pytest.raises(UserError, match="the data position 30 is no multiple of train.batch_size = 12"):
+        make().set_state({"global_next_index": 30})
     for seed in (-1, 2**32):
         with pytest.raises(UserError, match="train.seed must lie"):
             make(seed=seed)

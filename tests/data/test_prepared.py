@@ -197,8 +197,11 @@ def test_a_shard_that_changes_while_it_is_read_is_one_sentence(folder):
     content = (folder / SHARD).read_bytes()
     assert last in content
     (folder / SHARD).write_bytes(content.replace(last, last[::-1]))
-    with pytest.raises(UserError, match=f"the shard .*{SHARD} cannot be read any more"):
-        all_rows(rows)
+    batches = pipeline.batches(rows, 50, 0, 0, 1)
+    for read in (lambda: all_rows(rows), lambda: next(batches)):  # also where it is read ahead, in a thread
+        with pytest.raises(UserError, match=f"the shard .*{SHARD} cannot be read any more"):
+            read()
+    batches.close()
 
 
 @pytest.mark.parametrize("source", ["kjv", "tfds:lm1b", "hf:wikitext", "missing/*.txt"])
