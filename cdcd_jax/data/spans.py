@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cdcd_jax.config import DataConfig, UserError
 from cdcd_jax.data import hub, text
@@ -79,20 +79,15 @@ def batches(span: Span, config: DataConfig, see: Callable[[bytes], None] = lambd
     if span.kind == "lines":
         found = text.read_lines(span.place, span.first, span.last, config.text_key, see)
     elif span.kind == "tfds":
-        found = _some(hub.read_tfds(span.place, span.split, span.first, span.last, config.text_key))
+        found = hub.read_tfds(span.place, span.split, span.first, span.last, config.text_key)
     else:
-        found = _some(hub.read_hf(span.place, span.first, span.last, config.text_key))
+        found = hub.read_hf(span.place, span.first, span.last, config.text_key)
     if config.alphabet == "27":
         found = (list(map(text.to_27, some)) for some in found)
     return (["" if document.isspace() else document for document in some] for some in found)
 
 
-def _some(documents: Iterator[str]) -> Iterator[list[str]]:
-    while some := list(itertools.islice(documents, 256)):
-        yield some
-
-
-def update(digest: "hashlib._Hash", span: Span, documents: list[str]) -> list[bytes]:
+def update(digest: Any, span: Span, documents: list[str]) -> list[bytes]:
     """Takes a batch into a span's digest: of a text's characters, or of documents, each with its end. Returns the bytes of each."""
     data = [document.encode("utf-8") for document in documents]
     if span.is_text:
