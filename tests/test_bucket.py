@@ -176,11 +176,26 @@ def test_a_damaged_checkpoint_is_named_and_the_way_back_is_open(scheme: str, pla
     assert [[line[key] for key in ("step", *SAME)] for line in place.lines(scheme)] == [[line[key] for key in ("step", *SAME)] for line in whole]
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_data_is_prepared_there(scheme: str, place: Place) -> None:
+    """From a text on disk, into the very files that a disk gets; the second call reads and hashes them."""
+    flags = [flag for flag in tiny.flags(place.folder / "corpus" / "*.txt", "") if not flag.startswith("--workdir")]
+    here, there = place.folder / f"prepared-{scheme}", f"{scheme}://bkt/run-prepared"
+    for output in (here, there, there):
+        ended = place.door("prepare", *flags, f"--output={output}", "--workers=1")
+        assert ended.code == 0, ended.stderr
+    assert f"{there} is complete" in ended.stdout
+    assert place.get(scheme, "run-prepared/manifest.json") == (here / "manifest.json").read_text()
+    assert place.get(scheme, "run-prepared/token_counts.json") == (here / "token_counts.json").read_text()
+    assert not place.get(scheme, "run-prepared/unfinished/plan.json")
+
+
 REFUSALS = {
     "train: no such bucket": ("train", "{scheme}://nobucket/run", "kjv", "the bucket {scheme}://nobucket does not exist"),
     "train: a bucket that refuses": ("train", "{scheme}://closed/run", "kjv", "the bucket {scheme}://closed cannot be used ("),
     "train: a bucket that is only read": ("train", "{scheme}://readonly/run", "kjv", "the workdir {scheme}://readonly/run cannot be written ("),
     "train: the text's bucket refuses": ("train", "{scheme}://bkt/fresh", "{scheme}://closed/a.txt", "the bucket {scheme}://closed cannot be used ("),
+    "prepare: a bucket that is only read": ("prepare", "{scheme}://readonly/out", "kjv", "{scheme}://readonly/out"),
     "sample: no such bucket": ("sample", "{scheme}://nobucket/run", "", "the bucket {scheme}://nobucket does not exist"),
     "report: no such run": ("report", "{scheme}://bkt/nothing", "", "there is no workdir '{scheme}://bkt/nothing'"),
 }
@@ -191,7 +206,8 @@ def refusals(place: Place, stories: Any) -> "dict[tuple[str, str], Future[tuple[
     def run(name: str, scheme: str) -> tuple[forked.Ended, float]:
         began = time.monotonic()
         door, workdir, source, _ = (part.format(scheme=scheme) for part in REFUSALS[name])
-        ended = place.door(door, *(tiny.flags(source, workdir) if door == "train" else [f"--workdir={workdir}"]))
+        flags = tiny.flags(source, workdir) if door == "train" else [f"--workdir={workdir}"]
+        ended = place.door(door, *(["--config=configs/demo.py", f"--output={workdir}"] if door == "prepare" else flags))
         return ended, time.monotonic() - began
 
     return {(name, scheme): forked.POOL.submit(run, name, scheme) for scheme in SCHEMES for name in REFUSALS}

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -15,13 +16,13 @@ from cdcd_jax.training.state import init_state
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "configs"
 
 
-def read(name: str) -> Config:
-    """The config of a file, loaded by its path as the doors do, from whatever folder."""
+def read(name: str, *choice: str) -> Config:
+    """The config of a file, loaded by its path as the doors do, from whatever folder; choice: what stands after a colon in --config."""
     spec = importlib.util.spec_from_file_location(f"config_{name}", FOLDER / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return from_dict(module.get_config())
+    return from_dict(module.get_config(*choice))
 
 
 def parameters(config: Config, vocab_size: int) -> dict[str, Any]:
@@ -66,3 +67,55 @@ def test_demo27_is_the_demo_on_another_alphabet() -> None:
     assert (other.data.source, other.data.alphabet, other.data.tokenizer) == ("kjv", "27", "char")
     assert dataclasses.replace(other, data=demo.data) == demo
     assert dataclasses.replace(other.data, alphabet=demo.data.alphabet, tokenizer=demo.data.tokenizer) == demo.data
+
+
+@pytest.mark.parametrize("name", ["text8", "c4", "lm1b", "owt"])
+def test_the_benchmarks_have_a_model_of_the_usual_size(name: str) -> None:
+    config = read(name)
+    assert (config.model.num_layers, config.model.width, config.model.mlp_width) == (12, 768, 3072)
+    tokens = config.train.num_steps * config.train.batch_size * config.data.sequence_length
+    assert tokens == read("paper_base").train.num_steps * read("paper_base").train.batch_size * read("paper_base").data.sequence_length
+    assert config.data.vocab_size == 32_000 or config.data.tokenizer == "char"
+
+
+def test_the_corpora_of_the_configs() -> None:
+    """Where each is from, what is held out, and how its rows are made."""
+    found = {}
+    for name, *choice in (["text8"], ["novels27"], ["wikitext2"], ["lm1b"], ["lm1b", "unwrapped"], ["owt"], ["c4"], ["paper_base"], ["paper_large"]):
+        data = read(name, *choice).data
+        found[":".join([name, *choice])] = (data.source, data.split, data.valid_split, data.valid_fraction, data.test_fraction, data.packing)
+    assert found == {
+        "text8": ("text8", "exact", "", 0.05, 0.05, "wrap"),
+        "novels27": ("novels100_27/{split}.txt", "auto", "", 0.05, 0.0, "wrap"),
+        "wikitext2": ("wikitext2/{split}.txt", "auto", "", 0.05, 0.0, "wrap"),
+        "lm1b": ("tfds:lm1b", "auto", "test", 0.05, 0.0, "wrap"),
+        "lm1b:unwrapped": ("tfds:lm1b", "auto", "test", 0.05, 0.0, "pad"),
+        "owt": ("hf:Skylion007/openwebtext", "hash", "", 0.005, 0.005, "wrap"),
+        "c4": ("tfds:c4/en", "auto", "", 0.05, 0.0, "wrap"),
+        "paper_base": ("tfds:c4/en", "auto", "", 0.05, 0.0, "wrap"),
+        "paper_large": ("tfds:c4/en", "auto", "", 0.05, 0.0, "wrap"),
+    }
+    assert read("lm1b", "unwrapped") == dataclasses.replace(read("lm1b"), data=dataclasses.replace(read("lm1b").data, packing="pad"))
+
+
+def test_small_models_are_the_demos() -> None:
+    for config in (read("novels27"), read("text8", "small"), read("wikitext2")):
+        assert dataclasses.replace(config, data=read("demo").data) == read("demo")
+    base = read("novels27", "base")
+    assert dataclasses.replace(base, data=read("text8").data) == read("text8") and base.data.source == read("novels27").data.source
+
+
+@pytest.mark.parametrize("name", ["text8", "novels27", "lm1b"])
+def test_a_choice_that_a_config_does_not_have(name: str) -> None:
+    with pytest.raises(ValueError, match="must be .* or .*, not 'large'"):
+        read(name, "large")
+
+
+@pytest.mark.parametrize("name", ["text8", "novels27", "wikitext2", "lm1b", "owt", "c4", "paper_base", "paper_large"])
+def test_a_docstring_has_the_commands(name: str) -> None:
+    """To prepare, and to train on the folder that this makes."""
+    lines = [line.strip() for line in (FOLDER / f"{name}.py").read_text().splitlines()]
+    prepare = next(line for line in lines if line.startswith(f"python -m cdcd_jax.prepare --config=configs/{name}.py"))
+    folder = re.search(r"--output=(\S+)", prepare)
+    train = [line for line in lines if line.startswith(f"python -m cdcd_jax.train --config=configs/{name}.py")]
+    assert folder and train and (name == "wikitext2" or any(f"--config.data.source={folder[1]}" in line for line in train))

@@ -12,16 +12,17 @@ import socket
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from absl import logging as absl_logging
 from etils import epath
+from google.protobuf.message import DecodeError
 
 from cdcd_jax.config import UserError, did_you_mean
 from cdcd_jax.data import files
 
-BATCH = 256  # examples read at a time
+BATCH, BATCH_BYTES = 1024, 1 << 22  # examples read at a time: at most so many, of about so many bytes
 
 
 def tfds_splits(name: str, key: str) -> dict[str, int]:
@@ -50,17 +51,34 @@ def tfds_version(name: str) -> str:
     return _tfds(name).info.full_name
 
 
-def read_tfds(name: str, split: str, first: int, last: int, key: str) -> Iterator[str]:
-    """The texts at `key` of the examples [first, last) of a split. Raises UserError for what is no text, naming the example."""
+def read_tfds(name: str, split: str, first: int, last: int, key: str) -> Iterator[list[str]]:
+    """The texts at `key` of the examples [first, last) of a split, many at a time. Raises UserError for what is no text, naming the example."""
     with _quiet():
-        source = _tfds(name).as_data_source(split)
-    for start in range(first, last, BATCH):
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        builder, method = _tfds(name), tfds.decode.DeserializeMethod
+        # An ArrayRecord file's examples are read raw: of all of their features one is wanted, and TFDS takes long for short ones.
+        raw = builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
+        source = builder.as_data_source(split, deserialize_method=method.RAW_BYTES if raw else method.DESERIALIZE_AND_DECODE)
+        about = builder.info.splits[split]
+        step = min(max(BATCH_BYTES // max(about.num_bytes // max(about.num_examples, 1), 1), 1), BATCH)
+    for start in range(first, last, step):
         try:
             with _quiet():
-                examples = source.__getitems__(list(range(start, min(start + BATCH, last))))
-        except (OSError, ValueError, RuntimeError, IndexError) as error:
+                examples = source.__getitems__(list(range(start, min(start + step, last))))
+            values = [_feature(tf_example_pb2.Example.FromString(e), key) if isinstance(e, bytes) else e[key] for e in examples]
+        except (OSError, ValueError, RuntimeError, IndexError, DecodeError) as error:
             raise UserError(f"data.source 'tfds:{name}': examples from {start:,} of {split} cannot be read ({_line(error)}).") from error
-        yield from _texts((example[key] for example in examples), f"data.source 'tfds:{name}': example", f"of {split}", start, key)
+        yield _texts(values, f"data.source 'tfds:{name}': example", f"of {split}", start, key)
+
+
+def _feature(example: Any, key: str) -> Any:
+    """The value of a feature that is one; otherwise what there is. None if there is nothing."""
+    feature = example.features.feature[key]
+    kind = feature.WhichOneof("kind")
+    values = getattr(feature, kind).value if kind else []
+    return values[0] if len(values) == 1 else list(values) or None
 
 
 def hf_splits(name: str, key: str) -> dict[str, list[tuple[str, int]]]:
@@ -81,29 +99,30 @@ def hf_splits(name: str, key: str) -> dict[str, list[tuple[str, int]]]:
     return found
 
 
-def read_hf(arrow: str, first: int, last: int, key: str) -> Iterator[str]:
-    """The texts at `key` of the examples [first, last) of an Arrow file; "" for null. Raises UserError for what is no text, naming the example."""
-    data = _arrow(arrow)
+def read_hf(arrow: str, first: int, last: int, key: str) -> Iterator[list[str]]:
+    """The texts at `key` of the examples [first, last) of an Arrow file, many at a time; "" for null. Raises UserError for what is no text."""
+    column = _arrow(arrow).data.column(key)
     for start in range(first, last, BATCH):
         try:
-            values = data[start : min(start + BATCH, last)][key]
-        except (OSError, ValueError, KeyError) as error:
+            values = column.slice(start, min(BATCH, last - start)).to_pylist()
+        except (OSError, ValueError) as error:
             raise UserError(f"data.source file {arrow!r}: examples from {start:,} cannot be read ({_line(error)}).") from error
-        yield from _texts(values, f"data.source file {arrow!r}: example", "", start, key)
+        yield _texts(values, f"data.source file {arrow!r}: example", "", start, key)
 
 
-def _texts(values: Iterable[Any], before: str, after: str, number: int, key: str) -> Iterator[str]:
-    for value in values:
+def _texts(values: list[Any], before: str, after: str, first: int, key: str) -> list[str]:
+    texts = []
+    for number, value in enumerate(values, first):
         if isinstance(value, bytes):
             try:
                 value = value.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise UserError(f"{' '.join(f'{before} {number:,} {after}'.split())} is not UTF-8 (its byte {error.start}).") from error
+                raise UserError(f"{before} {number:,} {after}".rstrip() + f" is not UTF-8 (its byte {error.start}).") from error
         if value is not None and not isinstance(value, str):
-            what = type(value).__name__
-            raise UserError(f"{' '.join(f'{before} {number:,} {after}'.split())} has at {key!r}, which data.text_key names, no text but {what}.")
-        yield value or ""
-        number += 1
+            what = f"no text but {type(value).__name__}"
+            raise UserError(f"{before} {number:,} {after}".rstrip() + f" has at {key!r}, which data.text_key names, {what}.")
+        texts.append(value or "")
+    return texts
 
 
 def _check_key(source: str, key: str, keys: list[str]) -> None:

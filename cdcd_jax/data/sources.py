@@ -84,17 +84,20 @@ def read(part: Part, config: DataConfig) -> Iterator[Piece]:
     """The text of a part. Raises UserError, naming the file, if it is not what was listed any more, and as `list_parts` does."""
     for use in part.uses:
         digest, at, begins = hashlib.sha256(), 0, use.begins
-        for document in spans.documents(use.span, config):
-            data = spans.update(digest, use.span, document)
-            inside = document[max(use.start - at, 0) : max(use.stop - at, 0)]
-            at += len(document)
-            if inside and use.span.is_text:
-                yield Piece(use.split, inside, begins)
-                begins = False
-            elif inside:
-                split = use.split or splits.by_hash(hashlib.sha256(data).digest(), part.fractions)
-                for i, piece in enumerate(text.pieces([inside])):
-                    yield Piece(split, piece, i == 0)
+        for some in spans.batches(use.span, config):
+            encoded = spans.update(digest, use.span, some)
+            for document, data in zip(some, encoded, strict=True):
+                if use.span.is_text:
+                    if inside := document[max(use.start - at, 0) : max(use.stop - at, 0)]:
+                        yield Piece(use.split, inside, begins)
+                        begins = False
+                elif document and use.start <= at < use.stop:
+                    split = use.split or splits.by_hash(hashlib.sha256(data).digest(), part.fractions)
+                    if len(document) <= text.PIECE:
+                        yield Piece(split, document, True)
+                    else:
+                        yield from (Piece(split, piece, i == 0) for i, piece in enumerate(text.pieces([document])))
+                at += len(document)
         if digest.hexdigest() != use.digest:
             raise UserError(f"data.source {use.span.name!r} changed while it was read; begin again when it is whole.")
 

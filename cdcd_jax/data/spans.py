@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cdcd_jax.config import DataConfig, UserError
 from cdcd_jax.data import hub, text
@@ -59,14 +60,22 @@ class Facts(NamedTuple):
     sha256: str
 
 
-def documents(span: Span, config: DataConfig, see: Callable[[bytes], None] = lambda block: None) -> Iterator[str]:
+def documents(span: Span, config: DataConfig) -> Iterator[str]:
     """The pieces of a span's text; or each document of a span that holds whole ones, "" for an empty one. The alphabet is applied."""
+    return itertools.chain.from_iterable(batches(span, config))
+
+
+def batches(span: Span, config: DataConfig, see: Callable[[bytes], None] = lambda block: None) -> Iterator[list[str]]:
+    """The same, one piece or some documents at a time: what is done to short documents costs more than what is done with them.
+
+    see: called with every block of a file that is read whole.
+    """
     if span.kind == "embedded":
         whole = king_james()
         stretch = whole[_bound(whole, span.first) : _bound(whole, span.last) if span.last else None]
-        return text.pieces(text.letters([stretch], span.whole) if config.alphabet == "27" else [stretch])
+        return ([piece] for piece in text.pieces(text.letters([stretch], span.whole) if config.alphabet == "27" else [stretch]))
     if span.kind == "text":
-        return text.read_text(span.place, span.first, span.last, config.alphabet, see)
+        return ([piece] for piece in text.read_text(span.place, span.first, span.last, config.alphabet, see))
     if span.kind == "lines":
         found = text.read_lines(span.place, span.first, span.last, config.text_key, see)
     elif span.kind == "tfds":
@@ -74,17 +83,17 @@ def documents(span: Span, config: DataConfig, see: Callable[[bytes], None] = lam
     else:
         found = hub.read_hf(span.place, span.first, span.last, config.text_key)
     if config.alphabet == "27":
-        found = map(text.to_27, found)
-    return ("" if document.isspace() else document for document in found)
+        found = (list(map(text.to_27, some)) for some in found)
+    return (["" if document.isspace() else document for document in some] for some in found)
 
 
-def update(digest: "hashlib._Hash", span: Span, document: str) -> bytes:
-    """Takes a piece or document into a span's digest: of a text's characters, or of documents, each with its end. Returns its bytes."""
-    data = document.encode("utf-8")
-    if data:
-        digest.update(data)
-        if not span.is_text:
-            digest.update(b"\xff")  # no byte of UTF-8
+def update(digest: Any, span: Span, documents: list[str]) -> list[bytes]:
+    """Takes a batch into a span's digest: of a text's characters, or of documents, each with its end. Returns the bytes of each."""
+    data = [document.encode("utf-8") for document in documents]
+    if span.is_text:
+        digest.update(data[0])
+    else:
+        digest.update(b"".join(document + b"\xff" for document in data if document))  # no byte of UTF-8
     return data
 
 
@@ -103,12 +112,14 @@ def _scan(span: Span, config: DataConfig) -> Facts:
 
     characters = size = full = empty = 0
     blank, first, last = True, "", ""
-    for document in documents(span, config, see):
-        size += len(update(digest, span, document))
-        characters += len(document)
-        full, empty = full + bool(document), empty + (not document)
-        blank = blank and (not document or document.isspace())
-        first, last = first or document[:1], document[-1:] or last
+    for some in batches(span, config, see):
+        size += sum(map(len, update(digest, span, some)))
+        characters += sum(map(len, some))
+        without = some.count("")
+        full, empty = full + len(some) - without, empty + without
+        blank = blank and (without == len(some) or span.is_text and some[0].isspace())  # white space alone is no document
+        if span.is_text:
+            first, last = first or some[0][:1], some[0][-1:] or last
     stretch = span.is_text and not span.whole and config.alphabet == "27"
     left, right = stretch and first == " ", stretch and last == " "
     if span.kind in ("text", "lines") and span.whole:

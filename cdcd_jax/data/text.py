@@ -62,8 +62,8 @@ def read_text(name: str, first: int, last: int, alphabet: str, see: Callable[[by
     return pieces(letters(texts, whole) if alphabet == "27" else texts)
 
 
-def read_lines(name: str, first: int, last: int, key: str, see: Callable[[bytes], None]) -> Iterator[str]:
-    """The texts that stand at `key` in the JSON lines that begin in bytes [first, last), or in all lines if both are 0; "" for null.
+def read_lines(name: str, first: int, last: int, key: str, see: Callable[[bytes], None]) -> Iterator[list[str]]:
+    """The texts that stand at `key` in the JSON lines that begin in bytes [first, last), or in all if both are 0, some at a time; "" for null.
 
     see: as in `read_text`. Raises UserError, naming the line, for what is no such line, is too long, or has no text at `key`.
     """
@@ -72,10 +72,17 @@ def read_lines(name: str, first: int, last: int, key: str, see: Callable[[bytes]
     blocks = _unpacked(name, see) if whole else _between(name, start, _place(name, last, _line))
     number = 0
     try:
-        for line in _lines(blocks):
-            number += 1
-            if line and not line.isspace():
-                yield _field(line, key)
+        for lines in _lines(blocks):
+            texts = _fields(lines, key)
+            if texts is None:
+                texts = []
+                for line in lines:
+                    number += 1
+                    if line and not line.isspace():
+                        texts.append(_field(line, key))
+            else:
+                number += len(lines)
+            yield texts
     except _NoLine as error:
         raise _bad(name, f"has in line {_lines_before(name, start) + number + error.further:,} {error}") from error
 
@@ -235,7 +242,7 @@ def _line(name: str, nominal: int) -> int:
     return seen
 
 
-def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+def _lines(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
     rest: list[bytes] = []
     for block in blocks:
         first, *others = block.split(b"\n")
@@ -243,14 +250,28 @@ def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
         if sum(map(len, rest)) > LONGEST_LINE:
             raise _NoLine(_too_long(), 1)
         if others:
-            yield b"".join(rest)
-            yield from others[:-1]
+            yield [b"".join(rest), *others[:-1]]
             rest = others[-1:]
-    yield b"".join(rest)
+    yield [b"".join(rest)]
 
 
 def _lines_before(name: str, place: int) -> int:
     return sum(block.count(b"\n") for block in _between(name, 0, place))
+
+
+def _fields(lines: list[bytes], key: str) -> list[str] | None:
+    """The texts at a key of many lines, read as one list of JSON, in a third of the time; None if any line must be looked at by itself."""
+    full = [line for line in map(bytes.strip, lines) if line]
+    joined = b",".join(full)
+    if not all(line[0] == ord("{") and line[-1] == ord("}") for line in full):
+        return None
+    try:
+        found = [values[key] for values in json.loads(f"[{joined.decode('utf-8')}]")]
+        if b"\\ud" in joined or b"\\uD" in joined:
+            "".join(found).encode("utf-8")  # no lone surrogates
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return found if len(found) == len(full) and set(map(type, found)) == {str} else None
 
 
 def _field(line: bytes, key: str) -> str:

@@ -7,13 +7,14 @@ import array
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt64
+from jaxtyping import Bool, Int32, Int64, UInt64
 
 BLOCK = 1 << 20  # bytes that are looked up together: what a processor's cache holds is fastest
 MOST_WORDS, MOST_IDS = 1 << 19, 1 << 22  # remembered before all is forgotten: 60 MB at most
-SHORT = 23  # bytes of a word that is its own key: three numbers of eight bytes, of which one byte says the length
+SHORT = 23  # bytes of a word that is its own key
 SLOTS = 21  # bits of a slot's number: a table that is at most a quarter full, or half within a block
 MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # of the first n bytes of a number
 FACTORS = [np.uint64(factor) for factor in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93)]  # odd, their bits well mixed
@@ -42,6 +43,14 @@ def _parts(text: bytes) -> Iterator[bytes]:
     yield text[begin:] if begin else text
 
 
+class Keys(NamedTuple):
+    """The bytes and the length of short words as numbers: the first seven bytes and the length, the eight after them, the eight after those."""
+
+    first: UInt64[np.ndarray, "w"]
+    second: UInt64[np.ndarray, "w"]
+    third: UInt64[np.ndarray, "w"]
+
+
 class Memory:
     """The ids of the words seen so far. A word is what begins with a space, a line break or a text, and holds no other space or line break.
 
@@ -54,7 +63,7 @@ class Memory:
 
     def _forget(self) -> None:
         self._ids, self._ends = array.array("i"), array.array("q", [0])
-        self._keys = np.empty((3, MOST_WORDS + BLOCK), np.uint64)
+        self._keys = Keys(*(np.empty(MOST_WORDS + BLOCK, np.uint64) for _ in range(3)))
         self._table = np.full(1 << SLOTS, -1, np.int32)
         self._long: dict[bytes, int] = {}
 
@@ -105,14 +114,23 @@ class Memory:
         """The numbers of words at these places, -1 for those that are not known."""
         keys, slots = _keys(data, starts, sizes)
         numbers = self._table[slots].astype(np.int64)
-        open_ = np.flatnonzero((numbers >= 0) & (self._keys[:, numbers] != keys).any(axis=0))
-        while len(open_):  # whose slot another word has: the next slot
-            slots[open_] = (slots[open_] + 1) & (1 << SLOTS) - 1
-            numbers[open_] = self._table[slots[open_]]
-            open_ = open_[(numbers[open_] >= 0) & (self._keys[:, numbers[open_]] != keys[:, open_]).any(axis=0)]
+        others = np.flatnonzero(self._differ(numbers, keys))
+        while len(others):  # whose slot another word has: the next slot
+            slots[others] = (slots[others] + 1) & (1 << SLOTS) - 1
+            numbers[others] = self._table[slots[others]]
+            others = others[self._differ(numbers[others], Keys(*(part[others] for part in keys)))]
         for i in np.flatnonzero(sizes > SHORT).tolist():
             numbers[i] = self._long.get(data[starts[i] : starts[i] + sizes[i]], -1)
         return numbers
+
+    def _differ(self, numbers: Int64[np.ndarray, "w"], keys: Keys) -> Bool[np.ndarray, "w"]:
+        """Whether the word of that number is another than the key's; no word, of number -1, is none."""
+        first, second, third = self._keys
+        differ = first[numbers] != keys.first
+        longer = np.flatnonzero(keys.first >> np.uint64(56) > 7)
+        wanted = numbers[longer]
+        differ[longer] |= (second[wanted] != keys.second[longer]) | (third[wanted] != keys.third[longer])
+        return differ & (numbers >= 0)
 
     def _add(self, words: list[bytes], ids: list[list[int]]) -> None:
         """Numbers new words. The slots of all are filled together: of those that want the same one the last gets it, the others try the next."""
@@ -121,7 +139,9 @@ class Memory:
         numbers = np.arange(len(words)) + len(self._ends) - 1
         self._ends.frombytes((len(self._ids) + np.cumsum(counts)).tobytes())
         self._ids.frombytes(np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(counts.sum())).tobytes())
-        self._keys[:, numbers], slots = _keys(b"".join([*words, bytes(SHORT + 1)]), np.cumsum(sizes) - sizes, sizes)
+        keys, slots = _keys(b"".join([*words, bytes(SHORT + 1)]), np.cumsum(sizes) - sizes, sizes)
+        for mine, theirs in zip(self._keys, keys, strict=True):
+            mine[numbers] = theirs
         self._long.update((words[i], int(numbers[i])) for i in np.flatnonzero(sizes > SHORT).tolist())
         rest = np.flatnonzero(sizes <= SHORT)
         while len(rest):
@@ -131,16 +151,20 @@ class Memory:
             slots[rest] = (slots[rest] + 1) & (1 << SLOTS) - 1
 
 
-def _keys(
-    data: bytes, starts: Int64[np.ndarray, "w"], sizes: Int64[np.ndarray, "w"]
-) -> tuple[UInt64[np.ndarray, "3 w"], Int64[np.ndarray, "w"]]:
-    """Three numbers that are the bytes and the length of each word, if it is short, and the slot where it is looked for first.
+def _keys(data: bytes, starts: Int64[np.ndarray, "w"], sizes: Int64[np.ndarray, "w"]) -> tuple[Keys, Int64[np.ndarray, "w"]]:
+    """The keys of words at these places, and the slots where they are looked for first; those of words that are not short say nothing.
 
-    data: the words, and SHORT + 1 bytes after the last.
+    After the last word there are SHORT + 1 bytes more.
     """
     windows = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))  # the eight bytes from each byte on
-    keys = np.stack([windows[starts + at] & MASKS[np.clip(sizes - at, 0, most)] for at, most in ((0, 8), (8, 8), (16, 7))])
-    keys[2] |= np.minimum(sizes, SHORT + 1).astype(np.uint64) << np.uint64(56)
-    mixed = keys[0] * FACTORS[0] ^ keys[1] * FACTORS[1] ^ keys[2] * FACTORS[2]
+    first = windows[starts] & MASKS[np.minimum(sizes, 7)] | np.minimum(sizes, 255).astype(np.uint64) << np.uint64(56)
+    mixed = first * FACTORS[0]
+    rest = []
+    for at, factor in ((7, FACTORS[1]), (15, FACTORS[2])):
+        longer = np.flatnonzero(sizes > at)  # few are
+        key = windows[starts[longer] + at] & MASKS[np.minimum(sizes[longer] - at, 8)]
+        mixed[longer] ^= key * factor
+        rest.append(np.zeros_like(first))
+        rest[-1][longer] = key
     mixed = (mixed ^ mixed >> np.uint64(32)) * FACTORS[0]
-    return keys, (mixed >> np.uint64(64 - SLOTS)).astype(np.int64)
+    return Keys(first, *rest), (mixed >> np.uint64(64 - SLOTS)).astype(np.int64)

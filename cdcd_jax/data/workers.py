@@ -55,8 +55,12 @@ def pool(number: int) -> Iterator[Map]:
 def _start() -> _Worker:
     ours, theirs = Pipe()
     program = f"import sys; sys.path[:] = {sys.path!r}; from cdcd_jax.data import workers; workers.serve({theirs.fileno()})"
+    # glibc keeps the memory that numpy frees: to have it mapped and cleared anew for each array costs as much as the work on it.
+    environment = os.environ | {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
     # In a session of its own the worker does not hear of Ctrl-C on the terminal.
-    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment, start_new_session=True
+    )
     theirs.close()
     return _Worker(process, ours)
 

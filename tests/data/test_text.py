@@ -25,6 +25,11 @@ def small(monkeypatch):
     monkeypatch.setattr(text, "SEARCHED", 32)
 
 
+def lines(*arguments):
+    """The texts of JSON lines, which come some at a time."""
+    return list(itertools.chain.from_iterable(text.read_lines(*arguments)))
+
+
 def ranges(size, number, seed=0):
     cuts = sorted(random.Random(seed).sample(range(1, size), number))
     return list(itertools.pairwise([0, *cuts, size]))
@@ -79,7 +84,7 @@ def test_compressed_files_are_read_whole(tmp_path, suffix):
     assert b"".join(seen) == path.read_bytes()
     documents = corpora.documents(50)
     path = corpora.write(tmp_path / f"a.jsonl{suffix}", corpora.json_lines(documents))
-    assert list(text.read_lines(str(path), 0, 0, "text", nothing)) == documents
+    assert lines(str(path), 0, 0, "text", nothing) == documents
 
 
 def test_a_gzip_file_may_end_in_zeros(tmp_path):
@@ -92,7 +97,7 @@ def test_json_lines_in_any_stretches(tmp_path):
     content = "\n  \n" + corpora.json_lines(documents).replace("\n", "\r\n\n", 7) + '{"text": null}'
     path = corpora.write(tmp_path / "a.jsonl", content)
     for number in (1, 3, 50):
-        found = [list(text.read_lines(str(path), *ends, "text", nothing)) for ends in ranges(path.stat().st_size, number, number)]
+        found = [lines(str(path), *ends, "text", nothing) for ends in ranges(path.stat().st_size, number, number)]
         assert list(itertools.chain.from_iterable(found)) == [*documents, ""]
     assert text.is_json("a.jsonl") and text.is_json("b/c.json.gz") and text.is_json("d.ndjson.zst") and not text.is_json("e.jsonl.txt")
 
