@@ -18,8 +18,8 @@ from cdcd_jax.data import padding, prepared, sources, tokenizers
 
 # "tokens" int32 [n, L]; and where rows hold several documents, or padding, "segments" int32 [n, L]: 1, 2, ... in the row, 0 for padding.
 Batch = dict[str, np.ndarray]
-# One thread keeps up, since a batch is one vectorised call. Python's lock is what the loop waits for: the thread takes it as soon as the loop has
-# taken a batch, and a batch made row by row kept it for a hundredth of the demo's step. Two batches ahead outlast a slow read.
+# One thread keeps up, since a batch is made in one vectorised call. The thread begins the next batch just when the loop has taken one, and what the
+# loop may wait for is Python's lock: more threads, or batches made row by row, would only hold it for longer. Two batches ahead outlast a slow read.
 READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 
 
