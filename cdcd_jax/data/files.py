@@ -93,8 +93,8 @@ def _reach(bucket: str) -> None:
     if isinstance(answer[0], FileNotFoundError):
         raise UserError(f"the bucket {bucket} does not exist, or this account may not see it: make it first, or name another.")
     if answer[0] is not None:
-        why = f"the bucket {bucket} cannot be used ({reason(answer[0])})"
-        raise failed(answer[0], f"{why}: check its name and this machine's credentials.") from answer[0]
+        advice = "" if transient(answer[0]) else ": check its name and this machine's credentials"
+        raise failed(answer[0], f"the bucket {bucket} cannot be used ({reason(answer[0])}){advice}.") from answer[0]
 
 
 def failures() -> tuple[type[Exception], ...]:
