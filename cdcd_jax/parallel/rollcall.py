@@ -60,6 +60,7 @@ def _gather(job: Job, seconds: float) -> None:
     try:
         said = 0.0
         with selectors.DefaultSelector() as selector:
+            server.setblocking(False)
             selector.register(server, selectors.EVENT_READ)
             while True:
                 now = time.monotonic()
@@ -76,10 +77,11 @@ def _gather(job: Job, seconds: float) -> None:
                         _say(caller, {"missing": words(missing, job.count)})
                 for key, _ in selector.select(max(0.01, min(said + TICK, end) - now)):
                     if key.data is None:
-                        caller = Caller(server.accept()[0])
-                        caller.connection.setblocking(False)
-                        callers.append(caller)
-                        selector.register(caller.connection, selectors.EVENT_READ, caller)
+                        with contextlib.suppress(BlockingIOError, ConnectionError):  # whoever knocked is gone again
+                            caller = Caller(server.accept()[0])
+                            caller.connection.setblocking(False)
+                            callers.append(caller)
+                            selector.register(caller.connection, selectors.EVENT_READ, caller)
                     elif not _hear(key.data):
                         selector.unregister(key.data.connection)
                         callers.remove(key.data)
@@ -215,7 +217,7 @@ def _report(job: Job, seconds: float) -> None:
         time.sleep(0.2)
     raise TryAgain(
         f"process 0 of {job.count}, the coordinator at {job.address}, did not answer for {seconds:.0f} s (hosts.meet_seconds; {reason}): "
-        "start it there, or mend JAX_COORDINATOR_ADDRESS"
+        "start it there, or correct the address"
     )
 
 

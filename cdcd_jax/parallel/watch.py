@@ -51,6 +51,7 @@ class Watch:
             job = find(self._config)
             if job is not None:
                 hosts.wait_for(f"all {job.count} processes to call at {job.address}")
+                self._clock.begin_anew()
                 self._calling = job
                 rollcall.call(job, self._config.meet_seconds)
                 self._calling = None
