@@ -50,7 +50,7 @@ start)
   ;;
 wait)
   end=$((SECONDS + $1))
-  while [[ $(report) == *running* ]] && ((SECONDS < end)); do sleep 0.2; done
+  while [[ $(report) == *running* ]] && ((SECONDS < end)); do sleep 0.1; done
   if [[ $host != *-w-* || $host == *-w-0 ]]; then
     shown=$(cat "$folder/shown" 2>/dev/null || echo 0)
     size=$(wc -c <"$folder/log")

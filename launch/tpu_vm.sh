@@ -184,7 +184,7 @@ start() {
 
 # Waits until the life has ended on all workers. Sets codes (HOST=CODE ...) and told. Fails when the workers cannot be reached and are not ready.
 watch() {
-  local deadline="" seconds=${POLL:-50} lost="" running ended
+  local deadline="" seconds=${POLL:-20} lost="" running ended
   while :; do
     if [[ $stopping == asked ]] && on_workers "$on_vm stop $life TERM"; then
       stopping=told
@@ -277,7 +277,7 @@ show_run() {
   note "starts the job on all workers, detached:"
   on_workers "$on_vm start LIFE $(printf '%q ' "${ARGS[@]}")"
   note "again and again, until it has ended on all of them:"
-  on_workers "$on_vm wait LIFE ${POLL:-50}"
+  on_workers "$on_vm wait LIFE ${POLL:-20}"
   note "one ended with 1 or 2: its last $last_lines lines, and the end; one ended with 75 or was killed: the same, then all again, $opt_max_restarts times at most:"
   on_workers "$on_vm tail LIFE $last_lines"
   note "cannot be reached: asks the platform; where that took the TPUs, they are made anew, and the job is started there:"

@@ -46,7 +46,10 @@ holders() {
 }
 wait_for_devices() {
   local pid command end=$((SECONDS + ${BUSY_SECONDS:-60}))
-  while pid=$(holders | head -1) && [[ -n $pid ]]; do
+  while
+    pid=$(holders | head -1) # find itself fails where it may not look
+    [[ -n $pid ]]
+  do
     command=$(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | cut -c 1-80)
     if [[ $command == *cdcd_jax.train* ]]; then
       say "process $pid of an earlier life still holds the device: killed."
