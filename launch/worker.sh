@@ -67,12 +67,10 @@ finish() {
 }
 
 told="" # whether this process was told to stop: a pre-emption, and no failure of its own
-signals=0
 child=""
 # shellcheck disable=SC2329 # the trap calls it
 pass_on() {
   told=told
-  signals=$((signals + 1))
   if [[ -n $child ]]; then kill -s TERM "$child" 2>/dev/null; else finish 75; fi
 }
 trap pass_on TERM
@@ -86,13 +84,10 @@ command -v "$python" >/dev/null || {
 cd "$root" || finish 2
 "$python" -u -m cdcd_jax.train "$@" &
 child=$!
-while :; do
-  before=$signals
-  wait "$child"
-  latest=$?
-  [[ $latest == 127 && -n ${code-} ]] || code=$latest # 127: it had been waited for when the signal came
-  ((signals == before)) && break
-done
+# Slurm sends TERM to this process and to the trainer at once, and a `wait` that is interrupted while the child ends may lose its code.
+while kill -0 "$child" 2>/dev/null; do sleep 0.2; done
+wait "$child"
+code=$?
 
 # Kubernetes looks at the pod that fails first. The one that was told to stop must be it, or a pre-emption counts as a failure of the others.
 [[ $code == 75 && -z $told && $PLATFORM == gke ]] && sleep "${YIELD_SECONDS:-10}"
