@@ -4,6 +4,7 @@
 #   launch/image.sh --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/cdcd_jax:TAG [--accelerator=tpu|cuda12|cuda13|cpu] [--no-push] [--dry-run]
 #
 # The image's entry point is launch/worker.sh: its arguments are the trainer's flags.
+
 # shellcheck disable=SC2154 # read_options sets opt_...
 set -uo pipefail
 # shellcheck source=launch/common.sh

@@ -10,6 +10,7 @@
 #
 # Slurm queues the job again, K times at most, when a process ends with 75 or is killed; a pre-emption or the end of its time does not count; 1 or 2
 # (a user's mistake) ends it. The last lines of the process that failed stand in slurm/N-JOB.out, which logs shows.
+
 # shellcheck disable=SC2154 # read_options sets opt_...
 set -uo pipefail
 # shellcheck source=launch/common.sh

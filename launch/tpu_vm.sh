@@ -168,7 +168,7 @@ state_of_tpus() {
 # Starts a life on all workers. Sets life, which may be one that runs there already. Fails when they cannot be reached.
 start() {
   local fresh
-  fresh=$(date +%s).$((lives += 1))
+  fresh=$(date +%s).$$.$((lives += 1)) # no other launcher has the same
   on_workers "$on_vm start $fresh $(printf '%q ' "${ARGS[@]}")" || {
     grep -q "No such file" "$scratch/words" && die "$name has not been set up: launch/tpu_vm.sh setup $mine"
     return 1

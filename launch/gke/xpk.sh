@@ -11,6 +11,7 @@
 #
 # Kubernetes starts the job again, K times at most, when a pod ends with 75, is killed or is pre-empted (xpk counts all of these); any other code ends
 # the job. `run` watches, and ends with the job's code after the last lines of the pod that failed.
+
 # shellcheck disable=SC2154 # read_options sets opt_...
 set -uo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
