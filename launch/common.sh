@@ -80,12 +80,19 @@ need() {
   [[ -n $opt_dry_run ]] || command -v "$1" >/dev/null || die "there is no $1 here: $2"
 }
 
-# The trainer's flags: a workdir that outlives the machines, and that all of them see. Sets workdir.
+# The trainer's flags: a config that the machines will have, and a workdir that outlives them, and that all of them see. Sets workdir.
 check_trainer_flags() {
-  local flag
+  local flag file
   workdir=""
   for flag in ${ARGS[@]+"${ARGS[@]}"}; do
-    case $flag in --workdir=*) workdir=${flag#*=} ;; esac
+    case $flag in
+    --workdir=*) workdir=${flag#*=} ;;
+    --config=*)
+      file=${flag#*=}
+      file=${file%%:*}
+      [[ -f $root/$file || $file == /* ]] || die "the config file $file does not exist in $root, which is what the machines get."
+      ;;
+    esac
     [[ $flag == *[[:cntrl:]]* ]] && die "a flag of the trainer holds a line break or another control character: $(printf %q "$flag")."
   done
   [[ -n $workdir ]] || die "the trainer's flags are missing: -- --config=configs/... --workdir=$1..."

@@ -112,9 +112,9 @@ setup() {
   # shellcheck disable=SC2086 # a list of words
   act tar -C "$root" -czf "$scratch/cdcd_jax.tar.gz" $shipped || die "could not pack the project."
   for node in "${nodes[@]}"; do
-    try_to "copy the project to $node" "$removal" \
+    try_to "copy the project to $node (its TPUs cost: $removal)" "$removal" \
       gcloud compute tpus tpu-vm scp "$scratch/cdcd_jax.tar.gz" "$node:cdcd_jax.tar.gz" --worker=all "${where[@]}"
-    try_to "install the project on $node" "$removal" gcloud compute tpus tpu-vm ssh "$node" --worker=all "${where[@]}" \
+    try_to "install the project on $node (its TPUs cost: $removal)" "$removal" gcloud compute tpus tpu-vm ssh "$node" --worker=all "${where[@]}" \
       --command="mkdir -p cdcd_jax && tar -xzf cdcd_jax.tar.gz -C cdcd_jax && bash cdcd_jax/launch/install.sh tpu"
   done
 }
@@ -244,6 +244,11 @@ recreate() {
   trap interrupt INT TERM
 }
 
+leave() {
+  say "the TPUs are still there: $removal removes them"
+  exit "$1"
+}
+
 run() {
   local restarts=0 code host pairs
   lives=0 stopping="" interrupted="" watching="" calls=()
@@ -261,12 +266,12 @@ run() {
       host=$(culprit "$code" "${pairs[@]}")
       on_workers "$on_vm tail $life $last_lines" && say "the last lines of $host:" && grep -F "[$host] " "$scratch/said" >&2
     fi
-    [[ $code == 75 && -z $stopping ]] || exit "$code"
+    [[ $code == 75 && -z $stopping ]] || leave "$code"
     # A machine that is taken hears of it first; the platform's own word follows.
     if [[ -n $told ]]; then
       recreate "${TAKEN_SECONDS:-120}" || say "somebody else told a worker to stop: starting all again (this does not count as a restart)"
     else
-      ((restarts < opt_max_restarts)) || exit "$code"
+      ((restarts < opt_max_restarts)) || leave "$code"
       restarts=$((restarts + 1))
       say "starting all workers again ($restarts of at most $opt_max_restarts times)"
     fi

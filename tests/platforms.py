@@ -53,7 +53,8 @@ class Platform:
     def project(self) -> pathlib.Path:
         """A copy of the project with a trainer that is a stand-in."""
         project = self.folder / "project"
-        shutil.copytree(ROOT / "launch", project / "launch")
+        for name in ("launch", "configs"):
+            shutil.copytree(ROOT / name, project / name)
         write_trainer(self.folder, project / ".venv" / "bin" / "python")
         return project
 

@@ -41,7 +41,7 @@ DOCUMENTED = {
     "srun": "kill-on-bad-exit wait output error",
 }
 NAMED = "--name=a --zone=z --project=p --slices=2"
-FLAGS = "-- --config=c.py --workdir=gs://b/r"
+FLAGS = "-- --config=configs/demo.py --workdir=gs://b/r"
 EVERY = [
     f"tpu_vm.sh create {NAMED} --topology=v6e:16x16 --spot --runtime=r --service-account=s --network=n --subnetwork=m",
     f"tpu_vm.sh setup {NAMED}",

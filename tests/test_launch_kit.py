@@ -34,6 +34,7 @@ def test_tpu_vm_from_nothing_to_a_finished_job_in_three_commands(platform: Platf
     assert platform.run("launch/tpu_vm.sh", "setup", *VM, "--slices=2")[0] == 0
     code, out, err = platform.run("launch/tpu_vm.sh", "run", *several, *TRAINER, MEGASCALE_NUM_SLICES="3", JAX_PROCESS_ID="1")
     assert code == 0 and "starting all workers again (1 of at most 3 times)" in err
+    assert err.endswith("the TPUs are still there: launch/tpu_vm.sh delete --name=a --zone=z --slices=2 removes them\n")
     assert f"[a-0-w-0] life of a-0-w-0: -u -m cdcd_jax.train {' '.join(TRAINER[1:])} --config.hosts.meet_seconds=1800\n" in out
     assert platform.run("launch/tpu_vm.sh", "logs", *VM, "--slices=2")[1].count("Error: the last line of it") == 4
     assert platform.run("launch/tpu_vm.sh", "delete", *VM, "--slices=2")[0] == 0
@@ -269,7 +270,8 @@ MISTAKES = [
     ("tpu_vm.sh setup --name --zone=z", "--name needs a value, as in --name=..."),
     ("tpu_vm.sh create --name=a --zone=z --spot=1", "--spot takes no value, not '1'."),
     (f"{RUN} --config=c", "unknown option --config=c (known: "),
-    (f"{RUN} -- --config=c", "the trainer's flags are missing: -- --config=configs/... --workdir=gs://..."),
+    (f"{RUN} -- --config=configs/dmo.py", "the config file configs/dmo.py does not exist in "),
+    (f"{RUN} -- --config=configs/demo.py", "the trainer's flags are missing: -- --config=configs/... --workdir=gs://..."),
     (f"{RUN} -- --workdir=runs/a", "--workdir=runs/a must begin with gs://: only there all machines see it"),
     (f"{RUN} --max-restarts=x -- --workdir=gs://b/r", "--max-restarts=x must be a whole number of at least 0."),
     (f"{MANIFEST} --topology=v5e:2x2 --slices=2 -- --workdir=gs://b/r", "GKE has no multislice of v5e:2x2, which is one host."),

@@ -3,7 +3,7 @@
 # shellcheck disable=SC2034,SC2154 # read_options sets opt_..., and who sources this reads the rest
 
 # Codes that ask for another start besides 75: those of signals 0 to 31, but not 130, which is Ctrl-C's.
-signals=$(seq -s , 128 159 | sed 's/,130,/,/')
+signals=$(printf ', %s' 128 129 {131..159})
 
 # on_gke: sets hosts (pods of a slice) and chips_per_host of --topology; every machine that xpk and this manifest ask for has four chips, or one.
 on_gke() {

@@ -68,7 +68,7 @@ manifest() {
       MAX_RESTARTS) value=$opt_max_restarts ;;
       SLICES) value=$opt_slices ;;
       HOSTS) value=$hosts ;;
-      SIGNALS) value=${signals//,/, } ;;
+      SIGNALS) value=$signals ;;
       SERVICE_ACCOUNT) value=$opt_service_account ;;
       ACCELERATOR) value=$label ;;
       TOPOLOGY) value=$grid ;;
