@@ -149,7 +149,10 @@ def write_shard(path: epath.Path, found: Iterable[bytes]) -> None:
 
 
 def read_shard(path: epath.Path, size: int = 4096) -> Iterable[list[bytes]]:
-    """The records of a file on this machine's disk, in order, so many at a time. Raises UserError when it is damaged."""
+    """The records of a file on this machine's disk, in order, so many at a time. Raises UserError when one is damaged.
+
+    ArrayRecord takes a file that was cut short for an empty one: whether it is whole, `fault` tells.
+    """
     try:
         reader = ArrayRecordReader(str(path))
         for first in range(0, reader.num_records(), size):
