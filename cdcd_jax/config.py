@@ -293,6 +293,11 @@ def check(config: Config) -> None:
         raise UserError(
             f"config key 'diffusion.sigma_max' must be finite and exceed sigma_min = {config.diffusion.sigma_min}, not {config.diffusion.sigma_max}."
         )
+    if config.data.packing != "wrap" and config.data.sequence_length >= 1 << 16:
+        raise UserError(
+            f"config key 'data.sequence_length' must be below {1 << 16:,} with data.packing = {config.data.packing!r}, not "
+            f"{config.data.sequence_length:,}: the documents of a row are numbered with two bytes."
+        )
     if config.model.width % (2 * config.model.num_heads):
         raise UserError(f"config key 'model.width' must be a multiple of 2 x num_heads = {2 * config.model.num_heads}, not {config.model.width}.")
     if config.model.remat != "none" and config.model.scan_unroll > 1:

@@ -72,7 +72,8 @@ def _open(path: epath.Path, config: DataConfig) -> "Folder":
 
 def _check_config(config: DataConfig, manifest: Manifest, tokenizer: tokenizers.Tokenizer) -> None:
     """Raises UserError where the config asks for other rows, or for another tokenizer."""
-    made = {"sequence_length": manifest.record_length, "packing": manifest.packing, "alphabet": manifest.config["alphabet"]}
+    made = {"sequence_length": manifest.record_length, "packing": manifest.packing}
+    made |= {key: manifest.config[key] for key in ("alphabet", "text_key", "split", "valid_fraction", "test_fraction", "valid_split")}
     made["tokenizer"] = tokenizer.name
     if tokenizer.name == "sentencepiece":
         made["vocab_size"] = tokenizer.vocab_size

@@ -166,7 +166,7 @@ def _unpacked(name: str, see: Callable[[bytes], None]) -> Iterator[bytes]:
     if name.endswith(".gz"):
         return _unpack(name, blocks, lambda: zlib.decompressobj(31), "gzip")  # 31: with gzip's header and checksum
     if name.endswith(".zst"):
-        return _unpack(name, blocks, lambda: zstandard.ZstdDecompressor().decompressobj(), "Zstandard")
+        return _unpack(name, blocks, lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(), "Zstandard")
     return blocks
 
 

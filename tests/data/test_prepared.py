@@ -160,6 +160,9 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(folder, fault):
         ({"sequence_length": 16}, "was prepared with data.sequence_length = 8, and this config has 16: give --config.data.sequence_length=8, or"),
         ({"packing": "pack"}, "was prepared with data.packing = 'wrap', and this config has 'pack': give --config.data.packing=wrap"),
         ({"alphabet": "27"}, "was prepared with data.alphabet = 'text', and this config has '27'"),
+        ({"split": "hash"}, "was prepared with data.split = 'auto', and this config has 'hash': give --config.data.split=auto, or"),
+        ({"valid_fraction": 0.5}, "was prepared with data.valid_fraction = 0.05, and this config has 0.5"),
+        ({"text_key": "body"}, "was prepared with data.text_key = 'text', and this config has 'body'"),
         ({"tokenizer": "byte"}, "was prepared with data.tokenizer = 'char', and this config has 'byte'"),
     ],
 )
