@@ -6,6 +6,7 @@ copied to this machine, where they are known by their content.
 
 import dataclasses
 import os
+import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -123,9 +124,10 @@ class Folder:
 
 
 class Records:
-    """The records of some shards, one shard after the other: pipeline.Rows. Shards are opened when they are first read."""
+    """The records of some shards, one shard after the other: pipeline.Rows. A shard is opened when it is first read, and stays open."""
 
     def __init__(self, folder: Folder, shards: list[Shard]):
+        _allow_open_files(len(folder.manifest.shards))
         self._folder, self._shards = folder, shards
         self._ends = np.cumsum([shard.num_records for shard in shards], dtype=np.int64)
         self._readers: dict[int, ArrayRecordReader] = {}
@@ -149,6 +151,14 @@ class Records:
             return self._readers[number].read(i, i + 1)[0]
         except RuntimeError as error:  # ArrayRecord raises this whatever it is
             raise UserError(f"the shard {self._folder.path / shard.name} cannot be read any more ({str(error).partition(';')[0]}).") from error
+
+
+def _allow_open_files(number: int) -> None:
+    """Lets this process keep so many files open, and some hundred others: the system's usual limit is 1,024, which it allows to be raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def _cached(path: epath.Path, shard: Shard) -> tuple[epath.Path, str]:
