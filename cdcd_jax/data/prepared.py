@@ -143,14 +143,20 @@ class Records:
         return records.from_bytes(found, self._folder.manifest)
 
     def _record(self, number: int, i: int) -> bytes:
-        shard = self._shards[number]
         if number not in self._readers:
-            self._readers[number] = ArrayRecordReader(self._folder.local(shard), RANDOM_ACCESS, file_reader_buffer_size=2048)
+            self._readers[number] = self._opened(self._shards[number])
         try:
             # As a range of one: a list of records takes ArrayRecord a time that grows with the shard, fifty times as much.
             return self._readers[number].read(i, i + 1)[0]
         except RuntimeError as error:  # ArrayRecord raises this whatever it is
-            raise UserError(f"the shard {self._folder.path / shard.name} cannot be read any more ({str(error).partition(';')[0]}).") from error
+            path = self._folder.path / self._shards[number].name
+            raise UserError(f"the shard {path} cannot be read any more ({str(error).partition(';')[0]}).") from error
+
+    def _opened(self, shard: Shard) -> ArrayRecordReader:
+        reader = ArrayRecordReader(self._folder.local(shard), RANDOM_ACCESS, file_reader_buffer_size=2048)
+        if reader.num_records() != shard.num_records:  # ArrayRecord says no more when it cannot open a file
+            raise UserError(f"the shard {self._folder.path / shard.name} cannot be opened any more: it is gone or changed, or too many files are open.")
+        return reader
 
 
 def _allow_open_files(number: int) -> None:
