@@ -155,7 +155,8 @@ class Records:
     def _opened(self, shard: Shard) -> ArrayRecordReader:
         reader = ArrayRecordReader(self._folder.local(shard), RANDOM_ACCESS, file_reader_buffer_size=2048)
         if reader.num_records() != shard.num_records:  # ArrayRecord says no more when it cannot open a file
-            raise UserError(f"the shard {self._folder.path / shard.name} cannot be opened any more: it is gone or changed, or too many files are open.")
+            path = self._folder.path / shard.name
+            raise UserError(f"the shard {path} cannot be opened any more: it is gone or changed, or too many files are open.")
         return reader
 
 
