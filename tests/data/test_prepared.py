@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import resource
 import shutil
 
 import numpy as np
@@ -205,6 +207,24 @@ def test_a_shard_that_changes_while_it_is_read_is_one_sentence(folder):
         with pytest.raises(UserError, match=f"the shard .*{SHARD} cannot be read any more"):
             read()
     batches.close()
+
+
+def test_a_shard_that_is_gone_when_it_is_first_read_is_one_sentence(folder):
+    rows = pipeline.load_corpus(config(folder), share=(0, 1)).train
+    (folder / SHARD).unlink()
+    with pytest.raises(UserError, match=f"the shard .*{SHARD} cannot be opened any more: it is gone or changed"):
+        all_rows(rows)
+
+
+def test_more_shards_are_open_than_the_system_allows_at_first(tmp_path):
+    folder = folders.make(epath.Path(tmp_path), LENGTH, "wrap", {"train": 60, "valid": 2}, per_shard=2)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 15, before[1]))
+    try:
+        corpus = pipeline.load_corpus(config(folder), share=(0, 1))
+        assert np.array_equal(all_rows(corpus.train)["tokens"], folders.rows(LENGTH, "wrap", 60)["tokens"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.mark.parametrize("source", ["kjv", "tfds:lm1b", "hf:wikitext", "missing/*.txt"])
