@@ -157,7 +157,7 @@ state_of_tpus() {
     state=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)" 2>&1) || state="no: $state"
     case $state in
     DELETING | "no: "*NOT_FOUND* | "no: "*"not found"*) echo deleted ;;
-    "no: "*) echo unknown ;;
+    SUSPENDING | "no: "*) echo unknown ;; # it can be deleted only when it is suspended
     *) echo taken ;;
     esac
     return

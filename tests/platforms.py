@@ -91,7 +91,7 @@ class Platform:
     def run(self, script: str | pathlib.Path, *words: str, **changes: str) -> tuple[int, str, str]:
         """The code, stdout and stderr of a launcher."""
         with self.start(script, *words, **changes) as process:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=200)
         return process.returncode, out, err
 
     def calls(self, *start: str) -> list[list[str]]:

@@ -82,7 +82,7 @@ def test_tpu_vm_restarts(platform: Platform, lives: list[str], options: list[str
 
 
 def wait_until(path: pathlib.Path) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 100
     while not path.exists():
         assert time.monotonic() < end, path
         time.sleep(0.02)
@@ -100,7 +100,7 @@ def test_tpu_vm_goes_on_without_its_terminal_and_stops_on_request(platform: Plat
     second = platform.start("launch/tpu_vm.sh", "run", *TPU, *TRAINER)
     assert second.stderr and "this job runs on a already: watching it." in second.stderr.readline()
     second.send_signal(signal.SIGTERM)
-    _, err = second.communicate(timeout=30)
+    _, err = second.communicate(timeout=200)
     assert second.returncode == 75 and "telling all workers to stop: they save first" in err and "again" not in err
 
 
@@ -185,7 +185,7 @@ def test_worker_passes_a_stop_on_and_remembers_it(platform: Platform) -> None:
     process = platform.start("launch/worker.sh", "--workdir=gs://b/r", **changes)
     wait_until(platform.folder / "lives" / "laptop.running")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=200)
     assert process.returncode == 75 and (platform.folder / "0.code").read_text() == "75 told\n"
 
 
