@@ -13,6 +13,8 @@ import traceback
 from types import FrameType, TracebackType
 from typing import Any
 
+import jax
+
 from cdcd_jax import interrupts
 from cdcd_jax.config import AGAIN, HostsConfig, TryAgain, UserError, sentence
 from cdcd_jax.interrupts import INTERRUPTED
@@ -23,14 +25,15 @@ from cdcd_jax.parallel.job import Job, find
 MARGIN = 10.0  # seconds after which the watch ends a roll call that has not ended itself
 STOPPED = 5.0  # seconds after which a look that comes late is that of a process which was stopped
 TICK = 0.25  # seconds between two looks at the clock
+BROKEN = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # what errors of the network say, by kinds of devices and of status
 WORKING = ("data", "step")  # the phases that all hosts are in together; in the others one may take longer
 
 
 class Watch:
     """`with Watch(config) as clock:` meets the other processes, watches this one inside the block, and hears of failures of the others.
 
-    When the block fails on one of several processes, the others are told, and all leave at once: with 2 for a user's mistake, with 75 for a TryAgain
-    and when a process has stopped giving signs of life, with 1 for anything else.
+    When the block fails on one of several processes, the others are told, and all leave at once: with 2 for a user's mistake, with 75 for a TryAgain,
+    when a process has stopped giving signs of life, and when the network between them failed, with 1 for anything else.
     """
 
     def __init__(self, config: HostsConfig):
@@ -80,6 +83,9 @@ class Watch:
             told = "".join(traceback.format_exception(error))
             if silent:
                 hosts.leave(AGAIN, f"{told}no sign of {', '.join(silent)} any more; leaving with {AGAIN}, to be started again.")
+            if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in BROKEN):
+                lost = f"{hosts.name()} lost its connection to the others, which are alive ({sentence(error)[:200]})"
+                hosts.leave(AGAIN, f"{told}{lost}; leaving with {AGAIN}, to be started again.")
             hosts.leave(1, f"{told}error: {type(error).__name__}: {sentence(error)}")
         self._closed.set()
         signal.signal(signal.SIGTERM, self._before)

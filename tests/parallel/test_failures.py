@@ -8,10 +8,13 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 
+from cdcd_jax.config import HostsConfig, TryAgain, UserError
 from cdcd_jax.parallel import hosts
 from cdcd_jax.parallel.hosts import Failure, Seen
+from cdcd_jax.parallel.watch import Watch
 from tests.forked import ROOT
 from tests.store import Store
 
@@ -63,6 +66,28 @@ def test_who_fails_tells_the_others_which_leave_alike(
         heard.follow()
     assert end.value.code == 2 and capsys.readouterr().err == f"{heard.name} left with 2, and said: a mistake.\n"
     assert "cdcd/failed/2" not in store.values  # whose failure it is not
+
+
+@pytest.mark.parametrize(
+    "error, silent, code, last",
+    [
+        (UserError("no such file."), [], 2, "error: no such file."),
+        (TryAgain("the bucket is busy"), [], 75, "error: the bucket is busy; leaving with 75, to be started again."),
+        (KeyboardInterrupt(), [], 130, "interrupted."),
+        (ZeroDivisionError("by zero"), [], 1, "error: ZeroDivisionError: by zero."),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 GB"), [], 1, "error: JaxRuntimeError: RESOURCE_EXHAUSTED: 3 GB."),
+        (jax.errors.JaxRuntimeError("Gloo: no answer"), [], 75, "lost its connection to the others, which are alive (Gloo: no answer.); "),
+        (jax.errors.JaxRuntimeError("Gloo: no answer"), [2], 75, "no sign of process 2 of 3 on h2 any more; leaving with 75, to be started again."),
+    ],
+)  # fmt: skip
+def test_each_error_has_its_code(
+    store: Store, error: BaseException, silent: list[int], code: int, last: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.sign(2, time=1.0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: [store.sign(index, time=2.0) for index in (0, 2) if index not in silent])
+    with pytest.raises(SystemExit) as end:
+        Watch(HostsConfig()).__exit__(type(error), error, None)
+    assert end.value.code == code and last in capsys.readouterr().err.splitlines()[-1]
 
 
 ABORTED = """
