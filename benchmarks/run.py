@@ -10,7 +10,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import checkpoints, loader, ratios
+from benchmarks import checkpoints, loader, preparing, ratios
 from cdcd_jax import doors
 from cdcd_jax.config import Config, UserError, did_you_mean, from_dict
 
@@ -21,13 +21,17 @@ BENCHMARKS: dict[str, tuple[Callable[[Config, int, int], ratios.Result], float, 
     "compile_time_ratio": (ratios.compile_time_ratio, 1.3, 3, 0),
     "data_wait": (ratios.data_wait, 0.01, 5, 40),
     "loader_tokens_per_second": (loader.loader_tokens_per_second, 2e6, 5, 500),
+    "prepare_ratio": (preparing.prepare_ratio, 1 / 0.9, 3, 4),
+    "prepare_short_ratio": (preparing.prepare_short_ratio, 1 / 0.9, 3, 4),
+    "prepare_workers_ratio": (preparing.prepare_workers_ratio, 1 / 1.8, 3, 16),
+    "prepare_memory_ratio": (preparing.prepare_memory_ratio, 1.1, 1, 8),
     "checkpoint_wait": (checkpoints.checkpoint_wait, 0.02, 4, 50),
     "seal_ratio": (checkpoints.seal_ratio, 1.0, 3, 0),
 }
 
 ONLY = flags.DEFINE_list("only", list(BENCHMARKS), "Which to run, by name.")
 REPEATS = flags.DEFINE_integer("repeats", 0, "How often each is measured; 0: as many as the benchmark thinks enough.", lower_bound=0)
-NUM_STEPS = flags.DEFINE_integer("num_steps", 0, "Steps of the sampler, or of a loop that waits; 0: the benchmark's own.", lower_bound=0)
+NUM_STEPS = flags.DEFINE_integer("num_steps", 0, "Steps of sampler or loop, or copies of a text; 0: the benchmark's own.", lower_bound=0)
 CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "What is measured; any key: --config.train.batch_size=32.", lock_config=True)
 
 

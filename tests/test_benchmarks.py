@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import ablations, checkpoints, loader, ratios, timing
+from benchmarks import ablations, checkpoints, loader, preparing, ratios, timing
 from cdcd_jax.config import UserError
 from cdcd_jax.data import pipeline
 from configs import demo
@@ -100,6 +100,20 @@ def test_the_loader_reads_every_kind_of_rows_on_one_core(monkeypatch: pytest.Mon
     speeds = [result.details[kind] for kind in ("wrap", "pack", "pad", "pad_insertion")]
     assert result.value == min(speeds) > 0 and result.details["length"] == tiny.LENGTH
     assert os.sched_getaffinity(0) == cores
+
+
+def test_what_preparing_costs(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "text.txt").write_text(tiny.corpus(400))
+    config = tiny.config({"data.source": str(tmp_path / "text.txt"), "data.tokenizer": "sentencepiece", "data.vocab_size": 40})
+    for measure in (preparing.prepare_ratio, preparing.prepare_short_ratio):
+        result = measure(config, 1, 2)
+        assert result.value == result.details["cpu"] / result.details["reference_cpu"] > 0
+        assert result.details["characters"] == 2 * len(tiny.corpus(400))  # but for spaces that became line breaks
+    assert result.details["documents"] > 2 * 50
+    two = preparing.prepare_workers_ratio(config, 1, 1)
+    assert two.value == two.details["seconds"] / two.details["reference_seconds"] > 0
+    memory = preparing.prepare_memory_ratio(config, 1, 1)
+    assert 0.8 < memory.value < 1.2 and memory.details["reference_worker_bytes"] > 30e6
 
 
 def test_command_line(door_environment: dict[str, str]) -> None:

@@ -82,24 +82,37 @@ def list_parts(config: DataConfig, run: Map = map) -> Listing:
 
 def read(part: Part, config: DataConfig) -> Iterator[Piece]:
     """The text of a part. Raises UserError, naming the file, if it is not what was listed any more, and as `list_parts` does."""
+    for split, texts, begins in read_some(part, config):
+        yield from (Piece(split, text, begins) for text in texts)
+
+
+def read_some(part: Part, config: DataConfig) -> Iterator[tuple[str, list[str], bool]]:
+    """The same as (split, texts, whether a document begins with each of them), of short documents many at a time."""
     for use in part.uses:
         digest, at, begins = hashlib.sha256(), 0, use.begins
         for some in spans.batches(use.span, config):
             encoded = spans.update(digest, use.span, some)
-            for document, data in zip(some, encoded, strict=True):
-                if use.span.is_text:
-                    if inside := document[max(use.start - at, 0) : max(use.stop - at, 0)]:
-                        yield Piece(use.split, inside, begins)
-                        begins = False
-                elif document and use.start <= at < use.stop:
-                    split = use.split or splits.by_hash(hashlib.sha256(data).digest(), part.fractions)
-                    if len(document) <= text.PIECE:
-                        yield Piece(split, document, True)
-                    else:
-                        yield from (Piece(split, piece, i == 0) for i, piece in enumerate(text.pieces([document])))
-                at += len(document)
+            if not use.span.is_text:
+                yield from _documents(use, at, some, encoded, part.fractions)
+            elif inside := some[0][max(use.start - at, 0) : max(use.stop - at, 0)]:
+                yield use.split, [inside], begins
+                begins = False
+            at += sum(map(len, some))
         if digest.hexdigest() != use.digest:
             raise UserError(f"data.source {use.span.name!r} changed while it was read; begin again when it is whole.")
+
+
+def _documents(use: Use, at: int, some: list[str], encoded: list[bytes], fractions: Fractions) -> Iterator[tuple[str, list[str], bool]]:
+    """Of whole documents, before which come so many characters of the span, those that are used."""
+    starts = list(itertools.accumulate(map(len, some), initial=at))
+    if at < use.start or starts[-1] > use.stop or "" in some:
+        used = [i for i, document in enumerate(some) if document and use.start <= starts[i] < use.stop]
+        some, encoded = [some[i] for i in used], [encoded[i] for i in used]
+    for split, documents in ({use.split: some} if use.split else splits.by_hashes(some, encoded, fractions)).items():
+        if documents and max(map(len, documents)) <= text.PIECE:
+            yield split, documents, True
+        else:
+            yield from ((split, [piece], i == 0) for document in documents for i, piece in enumerate(text.pieces([document])))
 
 
 def load_texts(config: DataConfig) -> dict[str, str]:

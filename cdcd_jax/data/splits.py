@@ -1,9 +1,12 @@
 """What is for training, for validation and for the test, where a source does not say so itself: the end of it, or documents by their hash."""
 
 import dataclasses
+import hashlib
 import itertools
 import re
 from collections.abc import Iterator
+
+import numpy as np
 
 from cdcd_jax.config import DataConfig
 from cdcd_jax.data.spans import Facts, Span, documents
@@ -67,6 +70,13 @@ def by_hash(digest: bytes, fractions: Fractions) -> str:
     """The split of the document whose text, in UTF-8, has that SHA-256: test, valid or train. The same text is always in the same split."""
     number = int.from_bytes(digest[:8], "big") / 2**64
     return "test" if number < fractions[1] else "valid" if number < sum(fractions) else "train"
+
+
+def by_hashes(texts: list[str], encoded: list[bytes], fractions: Fractions) -> dict[str, list[str]]:
+    """The same for many documents, which are given with their bytes: those of each split, in order."""
+    numbers = np.frombuffer(b"".join(hashlib.sha256(data).digest()[:8] for data in encoded), ">u8") / 2.0**64
+    split = np.where(numbers < fractions[1], 2, np.where(numbers < sum(fractions), 1, 0))
+    return {name: [texts[i] for i in np.flatnonzero(split == number).tolist()] for number, name in enumerate(SPLITS)}
 
 
 def hashed(uses: list[Use], fractions: Fractions) -> list[Use]:

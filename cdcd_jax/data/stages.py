@@ -69,10 +69,10 @@ def sample(config: DataConfig, fraction: float, numbered: tuple[int, sources.Par
 def _joined(config: DataConfig, part: sources.Part) -> Iterator[sources.Piece]:
     """Pieces of a part, gathered into texts that are long enough to be worth a call; what joins documents stands before each of them."""
     join, texts, sizes = sources.joiner(config), dict[str, list[str]](), dict[str, int]()
-    for split, text, begins in sources.read(part, config):
+    for split, some, begins in sources.read_some(part, config):
         mine = texts.setdefault(split, [])
-        mine += [join, text] if begins else [text]
-        sizes[split] = sizes.get(split, 0) + len(text)
+        mine += (join + text for text in some) if begins else some
+        sizes[split] = sizes.get(split, 0) + sum(map(len, some))
         if sizes[split] >= BATCH:
             yield sources.Piece(split, "".join(mine), False)
             texts[split], sizes[split] = [], 0
@@ -93,10 +93,10 @@ def tokenise(job: Job, numbered: tuple[int, sources.Part]) -> dict[str, Stream]:
     writers: dict[str, Writer] = {}
     with contextlib.ExitStack() as stack:
         try:
-            for split, text, begins in sources.read(part, job.config):
+            for split, texts, begins in sources.read_some(part, job.config):
                 if split not in writers:
                     writers[split] = Writer(job, stack.enter_context(_opened(stream_path(job, number, split))))
-                writers[split].add(text, begins)
+                writers[split].add(texts, begins)
             streams = {split: writer.finish() for split, writer in writers.items()}
         except UserError as error:
             raise UserError(str(error) if part.name in str(error) else f"in {part.name}: {error}") from error

@@ -78,15 +78,17 @@ class Writer:
         self._alone = False
         self._digest = hashlib.sha256()
 
-    def add(self, text: str, begins: bool) -> None:
-        """One more piece."""
-        if begins and self._join:
-            text = self._join + text if self._documents else self._begun(text)
-        self._documents += begins
-        self._characters += len(text)
-        self._size += len(text)
-        self._texts.append(text)
-        self._begins.append(begins)
+    def add(self, texts: list[str], begins: bool) -> None:
+        """More pieces; whether a document begins with each of them, or none does."""
+        if begins and self._join and texts:
+            first = self._join + texts[0] if self._documents else self._begun(texts[0])
+            texts = [first, *(self._join + text for text in texts[1:])]
+        size = sum(map(len, texts))
+        self._documents += len(texts) if begins else 0
+        self._characters += size
+        self._size += size
+        self._texts += texts
+        self._begins += [begins] * len(texts)
         if self._size >= BATCH:
             self._flush()
 

@@ -89,7 +89,7 @@ class ByteTokenizer(_Pieces):
 
     def encode_many(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n"], Int64[np.ndarray, "k"]]:
         """The ids of all texts, one after the other, and how many each has."""
-        encoded = [_utf8(text) for text in texts]
+        encoded = _all_utf8(texts)
         return np.frombuffer(b"".join(encoded), np.uint8).astype(np.int32), np.fromiter(map(len, encoded), np.int64, len(encoded))
 
 
@@ -123,22 +123,23 @@ class SentencePieceTokenizer(_Pieces):
     """
 
     def __init__(self, model: bytes, stand_ins: dict[str, str]):
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self._known = str.maketrans(stand_ins)
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._stand_ins = stand_ins
         back = str.maketrans({stand_in: c for c, stand_in in stand_ins.items()} | {unigram.SPACE: " "})
         pieces = []
-        for i in range(1, self._processor.vocab_size()):
-            piece = self._processor.id_to_piece(i)
-            pieces.append(bytes([int(piece[3:5], 16)]) if self._processor.is_byte(i) else piece.translate(back).encode("utf-8"))
+        for i in range(1, self.processor.vocab_size()):
+            piece = self.processor.id_to_piece(i)
+            pieces.append(bytes([int(piece[3:5], 16)]) if self.processor.is_byte(i) else piece.translate(back).encode("utf-8"))
         super().__init__("sentencepiece", pieces, {"stand_ins": stand_ins}, model)
         self._memories: list[words.Memory] = []
+        self._checked: set[str] = set()  # characters that come back
 
     def encode(self, text: str) -> Int32[np.ndarray, "n"]:
         return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n"], Int64[np.ndarray, "k"]]:
         """The ids of all texts, one after the other, and how many each has."""
-        encoded = [_utf8(text) for text in texts]
+        encoded = _all_utf8(texts)
         try:
             memory = self._memories.pop()  # of several threads each has one of its own, and one of which a call failed is not used again
         except IndexError:
@@ -149,16 +150,23 @@ class SentencePieceTokenizer(_Pieces):
 
     def _ids_of(self, encoded: list[bytes]) -> list[list[int]]:
         """SentencePiece's own ids of words. A word of more characters than unigram.WORD allows is several."""
-        texts = [word.decode("utf-8") for word in encoded]
-        _refuse(self.name, {c for c in set("".join(texts)) if not self._knows(c)})
-        parts = [unigram.WORD.findall(text) if len(text) > unigram.LONGEST else [text] for text in texts]
-        asked = [part.translate(self._known) for of_word in parts for part in of_word]
-        ids = iter(self._processor.encode(asked, num_threads=1))
-        return [next(ids) if len(of_word) == 1 else [i for _ in of_word for i in next(ids)] for of_word in parts]
+        everything = b"\xff".join(encoded).decode("utf-8", "surrogateescape")  # a byte, then a character, that is in no text
+        between = "\udcff"
+        new = set(everything) - self._checked - {between}
+        _refuse(self.name, {character for character in new if not self._knows(character)})
+        self._checked |= new
+        for character, stand_in in self._stand_ins.items():
+            everything = everything.replace(character, stand_in)
+        texts = everything.split(between)
+        if max(map(len, texts)) <= unigram.LONGEST:
+            return self.processor.encode(texts, num_threads=1)
+        parts = [[text[at : at + unigram.LONGEST] for at in range(0, len(text), unigram.LONGEST)] for text in texts]
+        ids = iter(self.processor.encode([part for of_word in parts for part in of_word], num_threads=1))
+        return [[i for _ in of_word for i in next(ids)] for of_word in parts]
 
     def _knows(self, character: str) -> bool:
         """Whether the character comes back: not where it is unknown, means something to SentencePiece, or stands for another."""
-        ids = self._processor.encode(character.translate(self._known))
+        ids = self.processor.encode(self._stand_ins.get(character, character))
         return 0 not in ids and b"".join(self._pieces[i - 1] for i in ids) == character.encode("utf-8")
 
 
@@ -203,6 +211,13 @@ def _utf8(text: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(f"the text is not valid Unicode: a lone surrogate {text[error.start]!r} at character {error.start}.") from error
+
+
+def _all_utf8(texts: Sequence[str]) -> list[bytes]:
+    try:
+        return [text.encode("utf-8") for text in texts]
+    except UnicodeEncodeError:
+        return [_utf8(text) for text in texts]
 
 
 def _refuse(name: str, missing: set[str]) -> None:

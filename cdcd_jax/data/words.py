@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int32, Int64, UInt64
 
 BLOCK = 1 << 20  # bytes that are looked up together: what a processor's cache holds is fastest
 MOST_WORDS, MOST_IDS = 1 << 19, 1 << 22  # remembered before all is forgotten: 60 MB at most
+FEW = 5000  # words known, below which blocks are small
 SHORT = 23  # bytes of a word that is its own key
 SLOTS = 21  # bits of a slot's number: a table that is at most a quarter full, or half within a block
 MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # of the first n bytes of a number
@@ -21,13 +22,19 @@ FACTORS = [np.uint64(factor) for factor in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB
 WHITE = re.compile(rb"[ \n]")
 
 
-def blocks(texts: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
-    """(number of the first text, texts) for about BLOCK bytes at a time. A long text comes in several parts, cut where white space begins a word."""
+def blocks(texts: Sequence[bytes], about: Callable[[], int]) -> Iterator[tuple[int, list[bytes]]]:
+    """(number of the first text, texts) for about so many bytes at a time, asked for each time anew.
+
+    A long text comes in parts, cut where white space begins a word.
+    """
+    if sum(map(len, texts)) <= about():
+        yield 0, list(texts)
+        return
     first, size = 0, 0
     block: list[bytes] = []
     for number, text in enumerate(texts):
-        for part in _parts(text):
-            if size >= BLOCK:
+        for i, part in enumerate(_parts(text, about)):
+            if size >= about() or i:  # two parts of a text are in two blocks
                 yield first, block
                 first, block, size = number, [], 0
             block.append(part)
@@ -35,9 +42,9 @@ def blocks(texts: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
     yield first, block
 
 
-def _parts(text: bytes) -> Iterator[bytes]:
+def _parts(text: bytes, about: Callable[[], int]) -> Iterator[bytes]:
     begin = 0
-    while len(text) - begin > BLOCK and (cut := WHITE.search(text, begin + BLOCK)):
+    while len(text) - begin > about() and (cut := WHITE.search(text, begin + about())):
         yield text[begin : cut.start()]
         begin = cut.start()
     yield text[begin:] if begin else text
@@ -72,7 +79,8 @@ class Memory:
     ) -> tuple[Int32[np.ndarray, "n"], Int64[np.ndarray, "k"]]:
         """The ids of all texts, one after the other, and how many each has; `ids_of` is asked for those of words that are new."""
         found, lengths = [np.zeros(0, np.int32)], np.zeros(len(texts), np.int64)
-        for first, block in blocks(texts):
+        # At first nearly every word is new, and handed over as often as it comes in the block.
+        for first, block in blocks(texts, lambda: BLOCK if len(self._ends) > FEW else max(BLOCK >> 5, 1)):
             if len(self._ends) > MOST_WORDS or len(self._ids) > MOST_IDS:
                 self._forget()
             ids, sizes = self._of_block(block, ids_of)

@@ -35,12 +35,12 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def pool(number: int) -> Iterator[Map]:
-    """A map over so many worker processes, which are there until the block ends; with one, this process does the work.
+def pool(number: int, own: bool = False) -> Iterator[Map]:
+    """A map over so many worker processes, which are there until the block ends; a single one is this process, unless it is to be one of its own.
 
     Functions must be module-level, or functools.partial of such. A UserError or TryAgain of one is raised here; a UserError says that one was killed.
     """
-    if number == 1:
+    if number == 1 and not own:
         yield map
         return
     workers = [_start() for _ in range(number)]

@@ -1,5 +1,6 @@
 """The ids of words in bulk, against a plain loop over the words of each text."""
 
+import itertools
 import random
 import re
 
@@ -43,6 +44,7 @@ def test_ids_are_those_of_a_loop_over_words(monkeypatch, block, slots, most, see
     monkeypatch.setattr(words, "BLOCK", block)
     monkeypatch.setattr(words, "SLOTS", slots)
     monkeypatch.setattr(words, "MOST_WORDS", most)
+    monkeypatch.setattr(words, "FEW", 0)
     memory = words.Memory()
     for seed in range(seeds):
         check(memory, texts(seed))
@@ -52,6 +54,7 @@ def test_ids_are_those_of_a_loop_over_words(monkeypatch, block, slots, most, see
 
 def test_a_word_is_asked_for_once(monkeypatch):
     monkeypatch.setattr(words, "BLOCK", 100)
+    monkeypatch.setattr(words, "FEW", 30)
     asked: list[bytes] = []
     memory = words.Memory()
     for seed in (1, 2, 1):
@@ -59,12 +62,12 @@ def test_a_word_is_asked_for_once(monkeypatch):
     assert len(asked) == len(set(asked)) > 50
 
 
-def test_blocks_are_whole_words_and_all_of_the_text(monkeypatch):
-    monkeypatch.setattr(words, "BLOCK", 50)
+@pytest.mark.parametrize("sizes", [[50], [10, 90]])
+def test_blocks_are_whole_words_and_all_of_the_text(sizes):
     given = [b"one two\nthree " * 30, b"", b"x" * 400, b"a b", b" " * 120]
-    found = [b""] * len(given)
-    for first, block in words.blocks(given):
-        assert sum(map(len, block)) < 50 + 400
+    found, about = [b""] * len(given), itertools.cycle(sizes)
+    for first, block in words.blocks(given, lambda: next(about)):
+        assert sum(map(len, block)) < 90 + 400
         for number, part in enumerate(block, first):
             assert not found[number] or part[:1] in (b" ", b"\n")
             found[number] += part
