@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests import tiny
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -48,10 +50,10 @@ def test_make_demo_leaves_what_the_readme_promises(demo: tuple[pathlib.Path, str
 
 def test_a_second_make_demo_says_that_all_is_done_and_changes_nothing(demo: tuple[pathlib.Path, str], door_environment: dict[str, str]) -> None:
     workdir, _ = demo
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    before = tiny.snapshot(workdir)
     done = run(["make", "demo", f"WORKDIR={workdir}", f"TRAIN_FLAGS={' '.join(OVERRIDES)}"], door_environment)
     assert "is complete" in done.stderr and "All is done" in done.stdout
-    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
+    assert tiny.snapshot(workdir) == before
 
 
 def test_every_command_runs(demo: tuple[pathlib.Path, str], door_environment: dict[str, str], tmp_path: pathlib.Path) -> None:

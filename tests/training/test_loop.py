@@ -64,7 +64,8 @@ class Life:
         self.checkpoints = Checkpoints(self.directory, CONFIG.checkpoint)
         self.start = self.checkpoints.latest_step() or 0
         self.stop = Stop(self.clock)
-        corpus = pipeline.Corpus(TOKENS, TOKENS, len(TOKENS), len(TOKENS), tiny.TOKENIZER, "f")
+        held_out = pipeline.Split(pipeline.Windows(TOKENS, tiny.LENGTH), len(TOKENS), len(TOKENS))
+        corpus = pipeline.Corpus(pipeline.Crops(TOKENS, tiny.LENGTH), {"valid": held_out}, np.bincount(TOKENS), tiny.TOKENIZER, "f")
         self.loop = Loop(CONFIG, self.directory, corpus, self.checkpoints, {}, tiny.mesh(), self.clock, self.stop, never)
 
     def run(self, event: Event = lambda step: None) -> int:
