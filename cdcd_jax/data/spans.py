@@ -93,7 +93,7 @@ def update(digest: Any, span: Span, documents: list[str]) -> list[bytes]:
     if span.is_text:
         digest.update(data[0])
     else:
-        digest.update(b"".join(document + b"\xff" for document in data if document))  # no byte of UTF-8
+        digest.update(b"\xff".join([*filter(None, data), b""]))  # each and a byte that is in no UTF-8
     return data
 
 

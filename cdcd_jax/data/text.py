@@ -261,17 +261,20 @@ def _lines_before(name: str, place: int) -> int:
 
 def _fields(lines: list[bytes], key: str) -> list[str] | None:
     """The texts at a key of many lines, read as one list of JSON, in a third of the time; None if any line must be looked at by itself."""
-    full = [line for line in map(bytes.strip, lines) if line]
-    joined = b",".join(full)
-    if not all(line[0] == ord("{") and line[-1] == ord("}") for line in full):
-        return None
+    joined = b"\n".join(lines)
+    if joined[:1] != b"{" or joined[-1:] != b"}" or joined.count(b"}\n{") != len(lines) - 1:
+        lines = [line for line in map(bytes.strip, lines) if line]  # as they may be, with white space around them and between them
+        joined = b"\n".join(lines)
+        if joined[:1] != b"{" or joined[-1:] != b"}" or joined.count(b"}\n{") != len(lines) - 1:
+            return None
     try:
-        found = [values[key] for values in json.loads(f"[{joined.decode('utf-8')}]")]
+        decoded = joined.replace(b"\n", b",").decode("utf-8")
+        found = [values[key] for values in json.loads(f"[{decoded}]")]
         if b"\\ud" in joined or b"\\uD" in joined:
             "".join(found).encode("utf-8")  # no lone surrogates
     except (ValueError, RecursionError, KeyError, TypeError):
         return None
-    return found if len(found) == len(full) and set(map(type, found)) == {str} else None
+    return found if len(found) == len(lines) and set(map(type, found)) == {str} else None
 
 
 def _field(line: bytes, key: str) -> str:

@@ -102,6 +102,19 @@ def test_json_lines_in_any_stretches(tmp_path):
     assert text.is_json("a.jsonl") and text.is_json("b/c.json.gz") and text.is_json("d.ndjson.zst") and not text.is_json("e.jsonl.txt")
 
 
+def test_lines_read_together_are_those_read_one_by_one(tmp_path, monkeypatch):
+    """What only looks whole as one list is refused, by the line in which it is wrong."""
+    clean, other = '{"text": "a"}', '{"text": "b}\\n{", "more": [{}]}'
+    for content in (f"{clean}\n{other}\n", f"{clean}\r\n{other}\r\n", f"\n {clean}\n\n{other} ", clean + "\n" + other):
+        path = corpora.write(tmp_path / "a.jsonl", content)
+        assert lines(str(path), 0, 0, "text", nothing) == ["a", "b}\n{"]
+    for bad, number in (
+        (f"{clean},{clean}", 1), (f'{clean}\n{{"text": "a"', 2), (f"{clean}\n{clean}{clean}\n", 2), ('{"text": "a}\n{", "b": 1}', 1),
+        (f'{clean},{clean}\n{{"text": "a"\n"b": 1}}', 1), (f"[{clean}]\n", 1), (f'{clean}\n{clean[:-1]}, "c": [\n{clean}]}}', 2),
+    ):  # fmt: skip
+        assert f"has in line {number} " in refused(corpora.write(tmp_path / "b.jsonl", bad))
+
+
 def refused(name, ends=(0, 0), key="text"):
     with pytest.raises(UserError) as error:
         list(text.read_lines(str(name), *ends, key, nothing) if text.is_json(str(name)) else text.read_text(str(name), *ends, "text", nothing))
