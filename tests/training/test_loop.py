@@ -34,23 +34,6 @@ LINE = {"bits_per_char": 2.0, "half_information_sigma": 1.0, "context_gain": 1.0
         "cross_entropy": [1.0], "warp_sigma": [1.0], "warp_entropy": [1.0], "unigram_entropy": 3.0}  # fmt: skip
 
 
-class Batches:
-    """The same rows again and again, with a position that can be saved."""
-
-    def __init__(self, position: int):
-        self.position = position
-
-    def __iter__(self) -> "Batches":
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        self.position += 1
-        return {"tokens": tiny.tokens(CONFIG.train.batch_size)}
-
-    def get_state(self) -> dict[str, int]:
-        return {"global_next_index": self.position}
-
-
 Event = Callable[[int], float | None]  # called in each step, with its number; a number takes the place of its loss
 
 
@@ -65,7 +48,8 @@ class Life:
         self.start = self.checkpoints.latest_step() or 0
         self.stop = Stop(self.clock)
         held_out = pipeline.Split(pipeline.Windows(TOKENS, tiny.LENGTH), len(TOKENS), len(TOKENS))
-        corpus = pipeline.Corpus(pipeline.Crops(TOKENS, tiny.LENGTH), {"valid": held_out}, np.bincount(TOKENS), tiny.TOKENIZER, "f")
+        self.rows = pipeline.Crops(TOKENS, tiny.LENGTH)
+        corpus = pipeline.Corpus(self.rows, {"valid": held_out}, np.bincount(TOKENS), tiny.TOKENIZER, "f")
         self.loop = Loop(CONFIG, self.directory, corpus, self.checkpoints, {}, tiny.mesh(), self.clock, self.stop, never)
 
     def run(self, event: Event = lambda step: None) -> int:
@@ -74,10 +58,13 @@ class Life:
             loss = event(number)
             return state.replace(step=jnp.int32(number)), {"loss": jnp.float32(1.0 if loss is None else loss), "grad_norm": jnp.float32(1.0)}
 
+        batches = pipeline.batches(self.rows, CONFIG.train.batch_size, 0, 0, 1)
+        batches.set_state({"global_next_index": self.start * CONFIG.train.batch_size})
         with self.stop.listening():
             try:
-                return self.loop.run(step, tiny.small_state().replace(step=jnp.int32(self.start)), self.start, Batches(self.start))
+                return self.loop.run(step, tiny.small_state().replace(step=jnp.int32(self.start)), self.start, batches)
             finally:
+                batches.close()
                 self.checkpoints.close()
 
     def lines(self, name: str) -> list[int]:
@@ -109,7 +96,7 @@ def test_a_whole_run(tmp_path: pathlib.Path) -> None:
     assert life.run() == 0
     assert life.lines("metrics.jsonl") == list(range(1, STEPS + 1)) and life.lines("telemetry.jsonl") == PROBES
     assert life.checkpoints.steps == [3, 6]
-    assert json.loads((tmp_path / "checkpoints" / "6" / "data.json").read_text()) == {"global_next_index": 6}
+    assert json.loads((tmp_path / "checkpoints" / "6" / "data.json").read_text()) == {"global_next_index": 6 * CONFIG.train.batch_size}
     assert (tmp_path / "saved_step").read_text() == "6\n"
 
 
