@@ -1,5 +1,6 @@
 """The device mesh: axes for data, FSDP and tensor parallelism, over one slice or several; a single device is a mesh of one."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from cdcd_jax.config import Config, UserError
 
 AXES = ("data", "fsdp", "tensor")
+# Of FSDP, where it may choose. Beyond it the parts of the paper's matrices are so thin that the TPU compiler sums whole arrays instead of gathering
+# parts, at twice the cost (docs/RESULTS.md, Plan).
+WIDEST = 64
 BATCH = PartitionSpec(("data", "fsdp"))  # how the leading axis of a batch is laid out
 
 
@@ -25,21 +29,27 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
 
 
 def sizes(config: Config, count: int) -> tuple[int, int, int]:
-    """The mesh's axes for that many devices: data (what is left, if it is -1), fsdp, tensor. Raises UserError as make_mesh does."""
+    """The mesh's axes for that many devices: data (what is left, if it is -1), fsdp (likewise), tensor. Raises UserError as make_mesh does."""
     m, t = config.mesh, config.train
-    rest = m.fsdp * m.tensor
+    fsdp = m.fsdp
+    if fsdp == -1:
+        others = m.tensor * (m.slices if m.data == -1 else m.data)
+        if others < 1 or count % others:
+            raise UserError(f"mesh.{'slices' if m.data == -1 else 'data'} x mesh.tensor = {others} does not divide the {count} devices.")
+        fsdp = math.gcd(count // others, WIDEST) if m.data == -1 else count // others
+    rest = fsdp * m.tensor
     if count % rest:
-        raise UserError(f"mesh.fsdp x mesh.tensor = {m.fsdp} x {m.tensor} does not divide the {count} devices.")
+        raise UserError(f"mesh.fsdp x mesh.tensor = {fsdp} x {m.tensor} does not divide the {count} devices.")
     data = count // rest if m.data == -1 else m.data
     if data * rest != count:
-        raise UserError(f"mesh.data x fsdp x tensor = {data} x {m.fsdp} x {m.tensor} does not make the {count} devices.")
+        raise UserError(f"mesh.data x fsdp x tensor = {data} x {fsdp} x {m.tensor} does not make the {count} devices.")
     if data % m.slices:
         raise UserError(f"mesh.data = {data} is not a multiple of mesh.slices = {m.slices}, and no other axis runs between slices.")
-    shards = data * m.fsdp
+    shards = data * fsdp
     if t.batch_size % (shards * t.accumulation_steps):
         parts = f", times train.accumulation_steps = {t.accumulation_steps}" if t.accumulation_steps > 1 else ""
         raise UserError(f"train.batch_size = {t.batch_size} is not a multiple of mesh.data x mesh.fsdp = {shards}{parts}.")
-    return data, m.fsdp, m.tensor
+    return data, fsdp, m.tensor
 
 
 def arrange(devices: Sequence[Any], shape: tuple[int, int, int], slices: int) -> np.ndarray:

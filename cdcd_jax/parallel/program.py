@@ -13,6 +13,7 @@ import re
 _ARRAY = re.compile(r"\b(pred|token|(?:[suf]|bf|c)(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_COUNTER = re.compile(r"[su](32|64)\[\]")
 # What an instruction runs: once for each time that it runs itself, but for a loop.
 _CALLS = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
@@ -129,25 +130,35 @@ def _count(computations: dict[str, dict[str, Instruction]], entry: str) -> tuple
 
 
 def _turns(loop: Instruction, around: dict[str, Instruction], computations: dict[str, dict[str, Instruction]]) -> int | None:
-    """How often a loop turns: as it says itself, or from the limit that its condition compares its counter with; None if neither tells."""
+    """How often a loop turns: as it says itself, or from its counter's limit, start and step; None if neither tells."""
     if said := re.search(r'known_trip_count"?[:=]\s*\{"?n"?[:=]"?(\d+)', loop.attributes):
         return int(said[1])
-    names = dict(_CALLS.findall(loop.attributes))
-    condition = computations.get(names.get("condition", ""), {})
-    limits = [int(i.value) for i in condition.values() if i.op == "constant" and re.fullmatch(r"-?\d+", i.value) and i.shape.startswith("s32[]")]
-    if len(limits) != 1:
-        return None
-    # The counters of JAX's own loops begin at zero; what the compiler takes out of a loop makes them begin later.
-    counters = [i for i in condition.values() if i.op == "get-tuple-element" and i.shape.startswith("s32[]")]
-    start = around.get(loop.operands[0]) if loop.operands else None
+    called = dict(_CALLS.findall(loop.attributes))
+    condition, body = (computations.get(called.get(name, ""), {}) for name in ("condition", "body"))
+    limits = [limit for i in condition.values() if _COUNTER.match(i.shape) and i.op == "constant" and (limit := _constant(i.name, condition)) is not None]
+    counters = [i for i in condition.values() if i.op == "get-tuple-element" and _COUNTER.match(i.shape)]
     index = re.search(r"index=(\d+)", counters[0].attributes) if len(counters) == 1 else None
-    if start is not None and start.op == "tuple" and index:
-        begins = around.get(start.operands[int(index[1])])
-        while begins is not None and begins.op in ("copy", "bitcast") and begins.operands:
-            begins = around.get(begins.operands[0])
-        if begins is not None and begins.op == "constant" and re.fullmatch(r"-?\d+", begins.value):
-            return limits[0] - int(begins.value)
-    return limits[0]
+    if len(limits) != 1 or index is None:
+        return None
+    # JAX's own loops count from zero in steps of one; the compiler may take turns out of a loop, or put two into one.
+    start, step = 0, 1
+    begins = around.get(loop.operands[0]) if loop.operands else None
+    if begins is not None and begins.op == "tuple":
+        start = _constant(begins.operands[int(index[1])], around) or 0
+    ends = next((i for i in body.values() if i.root), None)
+    if ends is not None and ends.op == "tuple":
+        grown = body.get(ends.operands[int(index[1])])
+        if grown is not None and grown.op == "add":
+            step = next((value for operand in grown.operands if (value := _constant(operand, body))), 1)
+    return max(0, -(-(limits[0] - start) // step))
+
+
+def _constant(name: str, computation: dict[str, Instruction]) -> int | None:
+    """The whole number that an instruction yields, if it is a constant or a copy of one."""
+    found = computation.get(name)
+    while found is not None and found.op in ("copy", "bitcast", "convert") and found.operands:
+        found = computation.get(found.operands[0])
+    return int(found.value) if found is not None and found.op == "constant" and re.fullmatch(r"-?\d+", found.value) else None
 
 
 def traffic(program: Program) -> float:
