@@ -25,9 +25,9 @@ class Collective:
 
     kind: str
     axis: str
-    bytes: float
-    sent_bytes: float
-    count: float
+    bytes: int | float
+    sent_bytes: int | float
+    count: int | float
     network: bool = False
 
 

@@ -19,8 +19,8 @@ from cdcd_jax.parallel.collectives import Collective
 class Estimate:
     """Bytes of one chip: `activations` are what a step holds beside its state, gradients included; `traffic` what it moves through memory."""
 
-    activations: float
-    traffic: float
+    activations: int | float
+    traffic: int | float
     collectives: list[Collective]
 
 
@@ -60,7 +60,7 @@ def train_step(config: Config, vocab_size: int, mesh: Mapping[str, int], paramet
     return Estimate(activations, traffic, _collectives(config, mesh, slices, width, parts, passes, blocks, head, table, tokens))
 
 
-def _kept_bytes(config: Config, width: int) -> float:
+def _kept_bytes(config: Config, width: int) -> int | float:
     """Bytes for a token that one layer keeps for its backward pass: the outputs of the scan over layers in the traced step."""
     m, length = config.model, config.data.sequence_length
     return {
@@ -71,20 +71,20 @@ def _kept_bytes(config: Config, width: int) -> float:
     }[m.remat]
 
 
-def _block_bytes(config: Config, width: int) -> float:
+def _block_bytes(config: Config, width: int) -> int | float:
     """Bytes for a token that pass through memory in one layer's forward pass: what its products take and yield, the residual stream, the scores."""
     m, length = config.model, config.data.sequence_length
     return (24 + 14 * width) * m.width + 4 * width * m.mlp_width + m.num_heads * length * (8 + 2 * width)
 
 
 def _collectives(
-    config: Config, mesh: Mapping[str, int], slices: int, width: int, parts: int, passes: int, blocks: float, head: float, table: float, tokens: float
+    config: Config, mesh: Mapping[str, int], slices: int, width: int, parts: int, passes: int, blocks: float, head: float, table: int, tokens: float
 ) -> list[Collective]:
     data, fsdp, tensor = (mesh[name] for name in ("data", "fsdp", "tensor"))
     layers, weights = config.model.num_layers, width * (blocks + head)
     found = []
 
-    def add(kind: str, axis: str, size: float, members: int, count: float, network: bool = False) -> None:
+    def add(kind: str, axis: str, size: int | float, members: int, count: int | float, network: bool = False) -> None:
         if members > 1:
             sent = size * (members - 1) / members * (2 if kind == "all-reduce" else 1)
             found.append(Collective(kind, axis, size, sent, count, network))

@@ -18,12 +18,12 @@ FEATURES = 128  # units of the noise level's features and of both their layers (
 class Flops:
     """Of one step over the whole batch. `model` is what the method asks for, `recomputed` what model.remat adds to it, `optimizer` Muon's products."""
 
-    model: float
-    recomputed: float
-    optimizer: float
+    model: int | float
+    recomputed: int | float
+    optimizer: int | float
 
     @property
-    def total(self) -> float:
+    def total(self) -> int | float:
         """All that is really computed."""
         return self.model + self.recomputed + self.optimizer
 
@@ -40,16 +40,16 @@ def train_step(config: Config, vocab_size: int) -> Flops:
     return Flops(total, m.num_layers * _recomputed(config, rows), _optimizer(config))
 
 
-def denoiser_calls(config: Config, vocab_size: int, rows: int, calls: int) -> float:
+def denoiser_calls(config: Config, vocab_size: int, rows: int, calls: int) -> int | float:
     """That many calls of the denoiser on `rows` sequences, as in sampling: all but the last also mix the embeddings into an estimate."""
     return calls * (_forward(config, vocab_size, rows) + _interpolation(config, vocab_size, rows)) - _interpolation(config, vocab_size, rows)
 
 
-def _interpolation(config: Config, vocab_size: int, rows: int) -> float:
+def _interpolation(config: Config, vocab_size: int, rows: int) -> int | float:
     return 2 * rows * config.data.sequence_length * vocab_size * config.model.embedding_dim
 
 
-def _forward(config: Config, vocab_size: int, rows: int) -> float:
+def _forward(config: Config, vocab_size: int, rows: int) -> int | float:
     """One pass of the network from its input to the logits."""
     m, tokens = config.model, rows * config.data.sequence_length
     levels = tokens if config.train.position_sigma_fraction > 0 else rows
@@ -64,7 +64,7 @@ def _forward(config: Config, vocab_size: int, rows: int) -> float:
     return total
 
 
-def _block(config: Config, rows: int) -> dict[str, float]:
+def _block(config: Config, rows: int) -> dict[str, int | float]:
     """The products of one layer, forward."""
     m, length = config.model, config.data.sequence_length
     tokens = rows * length
@@ -89,12 +89,12 @@ AGAIN = {
 }
 
 
-def _recomputed(config: Config, rows: int) -> float:
+def _recomputed(config: Config, rows: int) -> int | float:
     block = _block(config, rows)
     return sum(block[name] for name in AGAIN[config.model.remat])
 
 
-def _optimizer(config: Config) -> float:
+def _optimizer(config: Config) -> int | float:
     """Muon's iterations on the matrices of the blocks; Adam has no products."""
     if config.optim.name != "muon":
         return 0.0
@@ -103,12 +103,12 @@ def _optimizer(config: Config) -> float:
     return m.num_layers * sum(_newton_schulz(min(shape), max(shape)) for shape in matrices)
 
 
-def _newton_schulz(short: int, long: int, iterations: int = 4) -> float:
+def _newton_schulz(short: int, long: int, iterations: int = 4) -> int | float:
     """Products of the iterations that make a matrix [short, long] almost orthogonal (training/optim.py)."""
     return iterations * (2 * 2 * short * short * long + 2 * short**3)
 
 
-def traced(jaxpr: Any) -> float:
+def traced(jaxpr: Any) -> int | float:
     """The operations of all matrix products in a traced program (a ClosedJaxpr): what no result needs is left out, a scan counts by its length.
 
     Raises ValueError for a product in a loop without a length.
@@ -117,7 +117,7 @@ def traced(jaxpr: Any) -> float:
     return _products(needed)
 
 
-def _products(jaxpr: Any) -> float:
+def _products(jaxpr: Any) -> int | float:
     total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-from jax._src import distributed  # the coordination service's client has no public name yet
+from jax._src import distributed, hardware_utils  # the coordination service's client, and a count of TPUs, have no public names yet
 
 from cdcd_jax.config import AGAIN, HostsConfig, UserError, sentence
 
@@ -105,20 +105,15 @@ def join(config: HostsConfig) -> None:
     """
     global _joined
     _watch_gpus(config)
-    given = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
-    if os.environ.get(LISTEN) != "1" and not given:
+    arguments = told()
+    if os.environ.get(LISTEN) != "1" and not arguments:
         return
-    arguments: dict[str, Any] = {}
-    if given:
-        if len(given) < len(EXPLICIT):
-            missing = " and ".join(name for name in EXPLICIT if name not in given)
-            raise UserError(f"{' and '.join(given)} is set, but not {missing}: set all three, or none of them.")
-        arguments = _explicit(given)
+    if arguments:
         if arguments["num_processes"] == 1:
             return
         wait_for(f"the coordinator at {arguments['coordinator_address']} (process 0)")
         if arguments["process_id"] != 0:
-            _knock(arguments["coordinator_address"], 0.9 * config.meet_seconds)  # before the watch's deadline
+            knock(arguments["coordinator_address"], 0.9 * config.meet_seconds)  # before the watch's deadline
         wait_for(f"all {arguments['num_processes']} processes to meet at {arguments['coordinator_address']}")
     _leave_when_aborted(arguments.get("coordinator_address", "the coordinator's address"))
     # Deaths are noticed and told here, not by JAX, which would end the others with an abort and no word of who is to blame.
@@ -136,7 +131,14 @@ def join(config: HostsConfig) -> None:
     _joined = True
 
 
-def _explicit(given: dict[str, str]) -> dict[str, Any]:
+def told() -> dict[str, Any]:
+    """What a launcher says in EXPLICIT, as arguments of jax.distributed.initialize; {} if nothing. Raises UserError for what makes no sense."""
+    given = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
+    if not given:
+        return {}
+    if len(given) < len(EXPLICIT):
+        missing = " and ".join(name for name in EXPLICIT if name not in given)
+        raise UserError(f"{' and '.join(given)} is set, but not {missing}: set all three, or none of them.")
     address, number, index = (given[name] for name in EXPLICIT)
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -146,8 +148,8 @@ def _explicit(given: dict[str, str]) -> dict[str, Any]:
     return {"coordinator_address": address, "num_processes": int(number), "process_id": int(index)}
 
 
-def _knock(address: str, seconds: float) -> None:
-    """Returns when something listens at the address."""
+def knock(address: str, seconds: float) -> None:
+    """Returns when something listens at the address. Raises UserError when nothing does for so long."""
     host, _, port = address.rpartition(":")
     end, reason = time.monotonic() + seconds, ""
     while time.monotonic() < end:
@@ -283,6 +285,18 @@ def _tell(code: int, text: str) -> None:
         return  # nobody to tell
     if _index() == 0:
         time.sleep(1.8 * INTERVAL)  # the store goes with this process
+
+
+def leave_out_absent_tpu() -> None:
+    """Lets JAX use the CPU where libtpu is installed, to plan with, but no TPU is there: it would look for one, and complain of what it finds.
+
+    Does nothing where the user said what to use, or where a GPU may be there. Call it before the backend starts.
+    """
+    chosen = jax.config.jax_platforms or entry_points(group="jax_plugins")  # type: ignore[attr-defined]
+    if chosen or find_spec("libtpu") is None or hardware_utils.has_visible_nvidia_gpu():
+        return
+    if hardware_utils.num_available_tpu_chips_and_device_id()[0] == 0:
+        jax.config.update("jax_platforms", "cpu")
 
 
 def keep_freed_memory() -> None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh
 
 from cdcd_jax.parallel.collectives import Collective
 from cdcd_jax.parallel.topology import Topology
@@ -15,13 +14,13 @@ from cdcd_jax.parallel.topology import Topology
 class Roofline:
     """Seconds of a step that each resource needs if it is used fully; the step takes at least as long as the slowest, if all overlap perfectly."""
 
-    compute: float
-    hbm: float
-    links: float  # between the chips of a slice, or GPUs of a node
-    network: float  # between slices or nodes
+    compute: int | float
+    hbm: int | float
+    links: int | float  # between the chips of a slice, or GPUs of a node
+    network: int | float  # between slices or nodes
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> int | float:
         """The bound."""
         return max(self.compute, self.hbm, self.links, self.network)
 
@@ -32,7 +31,7 @@ class Roofline:
         return "network" if slowest == "links" else slowest
 
 
-def roofline(topology: Topology, flops: float, hbm_bytes: float, sent: Sequence[Collective], bandwidths: dict[str, float]) -> Roofline:
+def roofline(topology: Topology, flops: int | float, hbm_bytes: int | float, sent: Sequence[Collective], bandwidths: dict[str, float]) -> Roofline:
     """flops of the whole step; bytes, and collectives, of one chip; `bandwidths` as those of `axis_bandwidths`."""
     chip = topology.chip
     links = sum(c.sent_bytes / _bandwidth(c, bandwidths) for c in sent if not _leaves(c, topology, bandwidths))
@@ -50,8 +49,8 @@ def _bandwidth(collective: Collective, bandwidths: dict[str, float]) -> float:
     return bandwidths["network" if collective.network else collective.axis]
 
 
-def axis_bandwidths(topology: Topology, mesh: Mesh | AbstractMesh) -> dict[str, float]:
-    """What a chip can send in a second along each axis of the mesh, and along several ("data+fsdp"); "network" is that between slices.
+def axis_bandwidths(topology: Topology, mesh: Any) -> dict[str, float]:
+    """What a chip can send in a second along each axis of a Mesh or AbstractMesh, and along several ("data+fsdp"); "network" is that between slices.
 
     On TPUs an axis has the links of the sides of the torus that it runs along: two in a closed ring, one along an open line. On GPUs it has all of
     NVLink within a node, and beyond it the ports of those GPUs of a node that take part.

@@ -31,14 +31,14 @@ class Memory:
     """Bytes of one chip. `state` is predicted from the sharding rules; `arguments` and `activations` are what the compiled program says of itself
     (parameters, averages, optimiser and batch; everything that a step holds beside them), and None or an estimate where nothing is compiled."""
 
-    parameters: float
-    ema: float
-    optimizer: float
-    state: float
-    arguments: float | None
-    activations: float
-    peak: float
-    hbm: float
+    parameters: int | float
+    ema: int | float
+    optimizer: int | float
+    state: int | float
+    arguments: int | float | None
+    activations: int | float
+    peak: int | float
+    hbm: int | float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Plan:
     memory: Memory
     flops: flops.Flops
     collectives: list[Collective]
-    traffic: float
+    traffic: int | float
     roofline: Roofline
     tokens: int
     compiled: bool
@@ -66,7 +66,7 @@ class Plan:
         return self.memory.peak <= self.memory.hbm
 
     @property
-    def mfu(self) -> float:
+    def mfu(self) -> int | float:
         """The bound on the share of the chips' peak that goes into what the method asks for."""
         chips = self.topology.count if self.job == "train" else 1
         return self.flops.model / (self.roofline.seconds * chips * self.topology.chip.flops)
@@ -92,9 +92,9 @@ class Compiled:
     """A program and the memory that it says it takes; no text, and only `peak`, of one that is too large for the chip."""
 
     text: str
-    arguments: float
-    temporaries: float
-    peak: float
+    arguments: int | float
+    temporaries: int | float
+    peak: int | float
 
 
 def plan(config: Config, topology: Topology, vocab_size: int) -> Plan:
@@ -215,7 +215,7 @@ def _advice(config: Config, topology: Topology, vocab_size: int, found: Plan) ->
     return None
 
 
-def _guess(config: Config, topology: Topology, vocab_size: int) -> float:
+def _guess(config: Config, topology: Topology, vocab_size: int) -> int | float:
     """The estimated peak, bytes of a chip."""
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))
     mesh = abstract_mesh(config, topology.count)
