@@ -1,4 +1,4 @@
-"""python -m cdcd_jax.plan --config=configs/paper_large.py --topology=v5p:8x8x8: what a run would take on hardware that is not here; exit 1: it does not fit."""
+"""python -m cdcd_jax.plan --config=configs/paper_large.py --topology=v5p:8x8x8: what a run takes on hardware that is not here; 1: it does not fit."""
 
 import json
 
@@ -66,7 +66,7 @@ def _bytes(count: float) -> str:
 
 def main() -> int:
     jax.config.update("jax_platforms", "cpu")  # whatever this machine has is not what is planned for
-    config, hardware = from_dict(CONFIG.value), topology.parse(TOPOLOGY.value)
+    config, hardware = from_dict(CONFIG.value), topology.parse(TOPOLOGY.value or "")
     vocab_size = VOCAB_SIZE.value or planning.vocabulary(config)
     plan = (planning.plan if JOB.value == "train" else sampling.plan)(config, hardware, vocab_size)
     show(plan, Console())

@@ -40,7 +40,7 @@ def collectives(program: Program, shape: Mapping[str, int], slices: int = 1) -> 
     inside = dict(shape) | {"data": shape["data"] // slices} if slices > 1 else dict(shape)
     if program.partitions != math.prod(inside.values()):
         raise ValueError(f"the program is for {program.partitions} devices, but the mesh {inside} has {math.prod(inside.values())}.")
-    found: dict[tuple[str, str, bool], list[float]] = {}
+    found: dict[tuple[str, str, bool], list[int | float]] = {}
     for name, computation in program.computations.items():
         runs = program.runs.get(name, 0)
         for instruction in computation.values() if runs else ():
@@ -49,10 +49,10 @@ def collectives(program: Program, shape: Mapping[str, int], slices: int = 1) -> 
                 continue
             if name in program.endless:
                 raise ValueError(f"the collective {instruction.name} is in a loop that does not tell how often it turns.")
-            total = found.setdefault((one.kind, one.axis, one.network), [0.0, 0.0, 0.0])
+            total = found.setdefault((one.kind, one.axis, one.network), [0, 0, 0])
             for index, value in enumerate((one.bytes, one.sent_bytes, one.count)):
                 total[index] += runs * value
-    result = [Collective(kind, axis, *total, network) for (kind, axis, network), total in found.items()]
+    result = [Collective(kind, axis, total[0], total[1], total[2], network) for (kind, axis, network), total in found.items()]
     return sorted(result, key=lambda c: (-c.bytes, c.kind, c.axis))
 
 

@@ -1,4 +1,4 @@
-"""Memory, traffic and communication of a train step, estimated from the config alone: for hardware that cannot be compiled for, and to find what fits.
+"""Memory, traffic and communication of a train step, estimated from the config: for hardware that none can compile for here, and to find what fits.
 
 What is stored between steps is exact; the rest counts the large arrays and leaves out what the compiler makes of them (docs/DESIGN.md, 15).
 """

@@ -16,7 +16,7 @@ FEATURES = 128  # units of the noise level's features and of both their layers (
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Of one step over the whole batch. `model` is what the method asks for, `recomputed` what model.remat adds to it, `optimizer` Muon's products."""
+    """Of a step over the whole batch: `model` is what the method asks for, `recomputed` what model.remat adds to it, `optimizer` Muon's products."""
 
     model: int | float
     recomputed: int | float

@@ -135,7 +135,8 @@ def _turns(loop: Instruction, around: dict[str, Instruction], computations: dict
         return int(said[1])
     called = dict(_CALLS.findall(loop.attributes))
     condition, body = (computations.get(called.get(name, ""), {}) for name in ("condition", "body"))
-    limits = [limit for i in condition.values() if _COUNTER.match(i.shape) and i.op == "constant" and (limit := _constant(i.name, condition)) is not None]
+    constants = [_constant(i.name, condition) for i in condition.values() if i.op == "constant" and _COUNTER.match(i.shape)]
+    limits = [limit for limit in constants if limit is not None]
     counters = [i for i in condition.values() if i.op == "get-tuple-element" and _COUNTER.match(i.shape)]
     index = re.search(r"index=(\d+)", counters[0].attributes) if len(counters) == 1 else None
     if len(limits) != 1 or index is None:
@@ -164,7 +165,7 @@ def _constant(name: str, computation: dict[str, Instruction]) -> int | None:
 def traffic(program: Program) -> float:
     """Bytes that a device reads from and writes to its large memory (HBM) in one run: what each instruction takes and yields, as often as it runs.
 
-    An estimate: of a slice of a stacked array only the slice counts, of an update in place only the update; what stays in small memory counts nothing.
+    An estimate: of a slice of a stacked array only the slice counts, of an update in place only the update, of what stays in small memory nothing.
     """
     total = 0.0
     for name, computation in program.computations.items():

@@ -1,4 +1,4 @@
-"""Hardware by name: `v5p:8x8x8` is a slice of TPUs, `2xv5e:16x16` two of them, `gpu:h200x8` eight GPUs. Devices of TPUs to compile for, without any."""
+"""Hardware by name: `v5p:8x8x8` is a slice of TPUs, `2xv5e:16x16` are two, `gpu:h200x8` eight GPUs; TPU devices to compile for, without any."""
 
 import dataclasses
 import importlib.util

@@ -76,7 +76,7 @@ def _version(name: str) -> str | None:
 
 
 def devices() -> tuple[Finding, list[jax.Device] | None]:
-    """The devices and their memory; asked in a thread of its own, because a TPU that another process has, or a pod's other hosts, may never answer."""
+    """The devices and their memory; asked in a thread of its own: a TPU that another process has, or a pod's, may never answer."""
     answer: list[list[jax.Device] | Exception] = []
 
     def ask() -> None:
@@ -162,7 +162,8 @@ def writable(workdir: str) -> Finding:
 def _owner_command(workdir: str) -> str:
     if workdir.startswith("gs://"):
         bucket = workdir.split("/")[2]
-        return f"gcloud auth application-default login; gcloud storage buckets add-iam-policy-binding gs://{bucket} --member=ACCOUNT --role=roles/storage.objectAdmin"
+        grant = f"gcloud storage buckets add-iam-policy-binding gs://{bucket} --member=ACCOUNT --role=roles/storage.objectAdmin"
+        return f"gcloud auth application-default login; {grant}"
     if workdir.startswith("s3://"):
         return "aws configure, and the rights to list, read, write and delete in the bucket"
     return f'sudo chown "$USER" {workdir}, or another folder'

@@ -44,7 +44,7 @@ class Memory:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What `python -m cdcd_jax.plan` says. `tokens` are those of a step (in sampling: of all that one chip samples at once), `compiled` whether
-    the numbers are a compiled program's, `advice` what would make it fit, as flags, where it does not."""
+    the numbers are a compiled program's, `advice` what would make it fit, as flags, where it does not, and `advised_peak` the peak then."""
 
     topology: Topology
     job: str
@@ -59,6 +59,7 @@ class Plan:
     compiled: bool
     notes: tuple[str, ...] = ()
     advice: tuple[str, ...] | None = None
+    advised_peak: int | float | None = None
 
     @property
     def fits(self) -> bool:
@@ -84,6 +85,7 @@ class Plan:
             "roofline_seconds": dataclasses.asdict(r), "roofline_step_seconds": r.seconds, "bound_by": r.bound_by,
             "tokens_per_step": self.tokens, "tokens_per_second": self.tokens / r.seconds, "mfu_bound": self.mfu,
             "notes": list(self.notes), "advice": None if self.advice is None else list(self.advice),
+            "advised_peak_bytes_per_chip": self.advised_peak,
         }  # fmt: skip
 
 
@@ -103,7 +105,10 @@ def plan(config: Config, topology: Topology, vocab_size: int) -> Plan:
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=slices))
     found = _measure(config, topology, vocab_size)
     found = dataclasses.replace(found, notes=(*notes, *found.notes))
-    return found if found.fits else dataclasses.replace(found, advice=_advice(config, topology, vocab_size, found))
+    if found.fits:
+        return found
+    advice, peak = _advice(config, topology, vocab_size, found)
+    return dataclasses.replace(found, advice=advice, advised_peak=peak)
 
 
 def vocabulary(config: Config) -> int:
@@ -167,7 +172,8 @@ def compile_step(config: Config, abstract: TrainState, layout: Any, mesh: Mesh) 
     """Compiles the train step of training/step.py for the devices of a mesh, none of which has to exist."""
     state = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, layout)
     rows = jax.ShapeDtypeStruct((config.train.batch_size, config.data.sequence_length), jnp.int32, sharding=batch_sharding(mesh))
-    return compile_lowered(make_step(config, layout, batch_sharding(mesh)).lower(state, rows))
+    step: Any = make_step(config, layout, batch_sharding(mesh))
+    return compile_lowered(step.lower(state, rows))
 
 
 def compile_lowered(lowered: jax.stages.Lowered) -> Compiled:
@@ -195,8 +201,8 @@ def _needed(message: str) -> float | None:
     return float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2])))
 
 
-def _advice(config: Config, topology: Topology, vocab_size: int, found: Plan) -> tuple[str, ...] | None:
-    """The flags that make it fit, the cheapest first; for TPUs they were tried by compiling. None if nothing does."""
+def _advice(config: Config, topology: Topology, vocab_size: int, found: Plan) -> tuple[tuple[str, ...] | None, int | float | None]:
+    """The cheapest flags that make it fit, and the peak that it then has; for TPUs they were tried by compiling. None if nothing does."""
     correction, attempts = found.memory.peak / _guess(config, topology, vocab_size), 0
     for changes in _candidates(config, topology):
         changed = changed_config(config, changes)
@@ -204,15 +210,15 @@ def _advice(config: Config, topology: Topology, vocab_size: int, found: Plan) ->
         if guess * max(correction, 1.0) > ROOM * found.memory.hbm:
             continue
         if not topology.sides:
-            return _flags(changes)
+            return _flags(changes), guess
         if attempts == ATTEMPTS:
-            return None
+            return None, None
         attempts += 1
         tried = _measure(changed, topology, vocab_size)
         if tried.fits:
-            return _flags(changes)
+            return _flags(changes), tried.memory.peak
         correction = max(correction, tried.memory.peak / guess)
-    return None
+    return None, None
 
 
 def _guess(config: Config, topology: Topology, vocab_size: int) -> int | float:

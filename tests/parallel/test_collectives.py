@@ -46,7 +46,9 @@ CASES = {
         "ROOT %r = f32[4,128]{1,0} reduce-scatter(%a), replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}, to_apply=%add",
         ("reduce-scatter", "data", SIZE, SIZE / 2, 1),
     ),
-    "sum over all": ("ROOT %r = f32[8,128]{1,0} all-reduce(%a), replica_groups={}, to_apply=%add", ("all-reduce", "data+fsdp+tensor", SIZE, 1.75 * SIZE, 1)),
+    "sum over all": (
+        "ROOT %r = f32[8,128]{1,0} all-reduce(%a), replica_groups={}, to_apply=%add", ("all-reduce", "data+fsdp+tensor", SIZE, 1.75 * SIZE, 1)
+    ),
     "sum over rows' axes, by a mesh's names": (
         "ROOT %r = f32[8,128]{1,0} all-reduce(%a), replica_groups=mesh['a'=4,'b'=2] {'a'}, to_apply=%add",
         ("all-reduce", "data+fsdp", SIZE, 1.5 * SIZE, 1),
@@ -56,7 +58,8 @@ CASES = {
         ("all-reduce", "tensor", SIZE + 8, SIZE + 8, 1),
     ),
     "neighbours": (
-        "ROOT %r = f32[8,128]{1,0} collective-permute(%a), source_target_pairs={{0,4},{1,5},{2,6},{3,7}}", ("collective-permute", "data", SIZE, SIZE, 1)
+        "ROOT %r = f32[8,128]{1,0} collective-permute(%a), source_target_pairs={{0,4},{1,5},{2,6},{3,7}}",
+        ("collective-permute", "data", SIZE, SIZE, 1),
     ),
     "everyone to everyone": (
         f"ROOT %r = f32[8,128]{{1,0}} all-to-all(%a), replica_groups={PAIRS}, dimensions={{0}}", ("all-to-all", "tensor", SIZE, SIZE / 2, 1)
@@ -86,7 +89,7 @@ def test_a_sum_within_one_device_is_none() -> None:
 
 def test_what_tpus_run_beside_other_work_counts_once() -> None:
     """It is named in the fusion that starts it, in each that it runs beside, and in the one that ends it."""
-    gather = "all-gather(%p), channel_id=9, replica_groups={{0,2},{1,3},{4,6},{5,7}}, dimensions={0}, backend_config={\"async_collective_fusion_config\":{}}"
+    gather = 'all-gather(%p), replica_groups={{0,2},{1,3},{4,6},{5,7}}, dimensions={0}, backend_config={"async_collective_fusion_config":{}}'
     shape = "f32[16,128]{1,0}"
     before = f"""
 %start (p: f32[8,128]) -> (f32[8,128], f32[16,128]) {{
