@@ -61,7 +61,8 @@ def devices(topology: Topology) -> list[Any]:
     """The TPU devices of a topology, to compile for; none of them has to exist. Raises UserError without libtpu, which is the compiler."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("compiling for TPUs needs the package libtpu of the release that this jax names: pip install 'cdcd_jax[plan]'.")
-    # Of a machine that is none of TPUs nobody is to be asked which one it is.
+    # No chip is touched: another process may have them. And nobody is asked which machine of a pod this is, for it may be none.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{topology.chip.name}-{topology.count}")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -71,4 +72,5 @@ def devices(topology: Topology) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices)
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"libtpu knows no topology {topology.name!r} ({sentence(error)[:200]}); known topologies: {KNOWN}.") from error
+        what = f"knows no topology {topology.name!r}" if "INVALID_ARGUMENT" in str(error) else "cannot start"
+        raise UserError(f"libtpu {what} ({sentence(error)[:300]}); known topologies: {KNOWN}.") from error

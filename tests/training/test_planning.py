@@ -1,4 +1,4 @@
-"""A plan against the program that it was made from: compiled for TPUs where libtpu is installed, on a machine that has none."""
+"""A plan against the program that it is made from: compiled for TPUs where libtpu is installed, on a machine that has none."""
 
 import importlib.util
 import json
@@ -19,8 +19,8 @@ from tests.test_configs import read
 Door = Callable[..., subprocess.CompletedProcess[str]]
 # A model of the paper's kind, small enough to compile in seconds, wide enough that TPUs need not pad it.
 SMALL = {
-    "data.tokenizer": "sentencepiece", "data.vocab_size": 512, "model.width": 128, "model.num_heads": 2, "model.mlp_width": 256,
-    "model.embedding_dim": 64, "model.num_layers": 2, "model.output_prior": False, "model.posterior_mean_input": False, "model.noisy_vector": False,
+    "data.tokenizer": "sentencepiece", "data.vocab_size": 1024, "model.width": 512, "model.num_heads": 4, "model.mlp_width": 1024,
+    "model.embedding_dim": 128, "model.num_layers": 2, "model.output_prior": False, "model.posterior_mean_input": False, "model.noisy_vector": False,
     "model.convolution_width": 0, "optim.name": "adam", "train.batch_size": 16, "train.position_sigma_fraction": 0.0, "model.dtype": "bfloat16",
 }  # fmt: skip
 FIELDS = {
@@ -51,7 +51,7 @@ def test_a_step_compiled_for_a_tpu(tmp_path: pathlib.Path, run_door: Door) -> No
     assert parts == pytest.approx(found["state_bytes_per_chip"], rel=0.01)
     assert found["peak_bytes_per_chip"] >= found["argument_bytes_per_chip"] + found["activation_bytes_per_chip"]
     # The blocks' matrices, in bfloat16, are gathered for two passes forward and one back, and their gradients are summed once.
-    matrices = 2 * (4 * 128 * 128 + 2 * 128 * 256) * 2
+    matrices = 2 * (4 * 512 * 512 + 2 * 512 * 1024) * 2
     moved = {kind: sum(c["bytes"] for c in found["collectives"] if c["kind"] == kind) for kind in ("all-gather", "reduce-scatter", "all-reduce")}
     assert {c["axis"] for c in found["collectives"]} == {"fsdp"}
     assert 4 * matrices <= sum(moved.values()) <= 12 * matrices
@@ -70,6 +70,7 @@ def follow(config: Config, advice: tuple[str, ...] | None) -> Config:
     return planning.changed_config(config, {key: type(planning._value(config, key))(value) for key, value in pairs})
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_what_would_make_it_fit() -> None:
     """The compiler itself says that the program is too large, and compiles it with the advice."""
     pytest.importorskip("libtpu")
@@ -128,7 +129,7 @@ def test_on_gpus_the_plan_is_an_estimate() -> None:
     assert followed.fits and followed.memory.peak == pytest.approx(found.advised_peak)
 
 
-@pytest.mark.parametrize("tokenizer, alphabet, size", [("sentencepiece", "text", 512), ("byte", "text", 256), ("char", "27", 27)])
+@pytest.mark.parametrize("tokenizer, alphabet, size", [("sentencepiece", "text", 1024), ("byte", "text", 256), ("char", "27", 27)])
 def test_the_vocabulary_that_a_config_tells_of(tokenizer: str, alphabet: str, size: int) -> None:
     assert planning.vocabulary(small(data__tokenizer=tokenizer, data__alphabet=alphabet)) == size
 
@@ -159,8 +160,6 @@ def test_the_compilers_words_for_too_large(words: str, needed: float | None) -> 
     [
         (["--topology=v9:8x8"], "names an unknown chip (known: v5e, v5p, v6e); known topologies: v5e:16x16"),
         (["--topology=gpu:h100x8", "--config.mesh.fsdp=3"], "mesh.fsdp x mesh.tensor = 3 x 1 does not divide the 8 devices."),
-        (["--topology=gpu:h100x8", "--config.train.batch_size=6"], "train.batch_size = 6 is not a multiple of mesh.data x mesh.fsdp = 8."),
-        (["--topology=gpu:h100x8", "--job=eat"], "--job=eat"),
         ([], "the flag --topology is required."),
     ],
 )
