@@ -54,7 +54,8 @@ def show(plan: planning.Plan, console: Console) -> None:
     for note in plan.notes:
         console.print(Text(f"note: {note}"), soft_wrap=True)
     if not plan.fits:
-        console.print(Text(f"to make it fit: {' '.join(plan.advice)}" if plan.advice else "nothing was found that makes it fit"), soft_wrap=True)
+        way = f"to make it fit: {' '.join(plan.advice)}" if plan.advice else "nothing was found that makes it fit: take more chips, or larger ones"
+        console.print(Text(way), soft_wrap=True)
 
 
 def _bytes(count: float) -> str:

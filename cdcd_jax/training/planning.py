@@ -203,10 +203,11 @@ def _needed(message: str) -> float | None:
 
 def _advice(config: Config, topology: Topology, vocab_size: int, found: Plan) -> tuple[tuple[str, ...] | None, int | float | None]:
     """The cheapest flags that make it fit, and the peak that it then has; for TPUs they were tried by compiling. None if nothing does."""
-    correction, attempts = found.memory.peak / _guess(config, topology, vocab_size), 0
+    abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))  # no candidate changes what is stored, only where
+    correction, attempts = found.memory.peak / _guess(config, topology, vocab_size, abstract), 0
     for changes in _candidates(config, topology):
         changed = changed_config(config, changes)
-        guess = _guess(changed, topology, vocab_size)
+        guess = _guess(changed, topology, vocab_size, abstract)
         if guess * max(correction, 1.0) > ROOM * found.memory.hbm:
             continue
         if not topology.sides:
@@ -221,9 +222,8 @@ def _advice(config: Config, topology: Topology, vocab_size: int, found: Plan) ->
     return None, None
 
 
-def _guess(config: Config, topology: Topology, vocab_size: int) -> int | float:
+def _guess(config: Config, topology: Topology, vocab_size: int, abstract: TrainState) -> int | float:
     """The estimated peak, bytes of a chip."""
-    abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))
     mesh = abstract_mesh(config, topology.count)
     parameters = float(sum(leaf.size for leaf in jax.tree.leaves(abstract.params)))
     shape = {name: int(mesh.shape[name]) for name in AXES}
