@@ -137,7 +137,7 @@ class LogConfig:
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     data: int = -1  # devices along each axis; -1 takes what is left
-    fsdp: int = 1
+    fsdp: int = 1  # -1 takes what data and tensor leave; where data is -1 too, as much of a slice as there is, up to mesh.WIDEST
     tensor: int = 1
     slices: int = 1  # slices of TPUs (or groups of hosts) between which only the data axis runs; it must divide that axis
 
@@ -243,7 +243,7 @@ POSITIVE = (
     "model.scan_unroll "
     "diffusion.sigma_min diffusion.warp_bins diffusion.warp_learning_rate train.num_steps train.batch_size optim.learning_rate "
     "optim.embedding_learning_rate optim.muon_learning_rate checkpoint.every_steps checkpoint.keep_last log.every_steps log.probe_every_steps "
-    "log.probe_sequences train.accumulation_steps mesh.fsdp mesh.tensor mesh.slices "
+    "log.probe_sequences train.accumulation_steps mesh.tensor mesh.slices "
     "hosts.meet_seconds hosts.start_seconds hosts.compile_seconds hosts.evaluation_seconds hosts.save_seconds "
     "sample.num_steps sample.score_temperature sample.initial_noise_scale"
 ).split()
@@ -287,6 +287,8 @@ def check(config: Config) -> None:
             f"train.position_sigma_fraction = {config.train.position_sigma_fraction} leaves no example of train.batch_size = "
             f"{config.train.batch_size} with one noise level, and those alone fit the warp: lower it, or take a larger batch."
         )
+    if config.mesh.fsdp < 1 and config.mesh.fsdp != -1:
+        raise UserError(f"config key 'mesh.fsdp' must be above 0, or -1 for what the other axes leave, not {config.mesh.fsdp}.")
     if config.log.probe_sequences < 2:
         raise UserError(f"config key 'log.probe_sequences' must be at least 2, not {config.log.probe_sequences}: one has no standard error.")
     if not config.diffusion.sigma_min < config.diffusion.sigma_max < math.inf:

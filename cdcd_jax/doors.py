@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from cdcd_jax.config import MISTAKE, Config, TryAgain, UserError, defaults, did_you_mean, sentence
 from cdcd_jax.data import files
 from cdcd_jax.interrupts import INTERRUPTED
-from cdcd_jax.parallel.backend import keep_freed_memory
+from cdcd_jax.parallel.backend import keep_freed_memory, leave_out_absent_tpu
 
 # What Python code that a user wrote, a config file, may raise.
 MISTAKES_IN_A_FILE = (
@@ -50,6 +50,7 @@ def run(main: Callable[[], int]) -> None:
         for logger in (logging.get_absl_logger(), getLogger("asyncio")):
             logger.addFilter(_is_news)
         sys.unraisablehook = _unraisable
+        leave_out_absent_tpu()
         keep_freed_memory()
         try:
             code = main()

@@ -61,7 +61,7 @@ def test_every_command_runs(demo: tuple[pathlib.Path, str], door_environment: di
     own = tmp_path / "my.txt"
     own.write_text((ROOT / "docs" / "DESIGN.md").read_text() * 8)
     doors = [line for line in commands("python -m") if "runs/demo" not in line or "cdcd_jax.train" not in line]
-    assert len(doors) == 5, "sample twice, evaluate, report, and a training on one's own text"
+    assert len(doors) == 7, "sample twice, evaluate, report, a training on one's own text, plan, and doctor"
     for line in doors:
         line = line.replace("runs/demo", str(workdir)).replace("runs/mine", str(tmp_path / "mine")).replace("my.txt", str(own))
         words = [sys.executable, *shlex.split(line)[1:]]

@@ -7,12 +7,25 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 import jax
+from jax._src import hardware_utils  # its count of TPUs has no public name
 
 from cdcd_jax.config import HostsConfig
 
 # mallopt's numbers in glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 GPU_FLAG = "--xla_gpu_execution_terminate_timeout"
+
+
+def leave_out_absent_tpu() -> None:
+    """Lets JAX use the CPU where libtpu is installed, to plan with, but no TPU is there: it would look for one, and complain of what it finds.
+
+    Does nothing where the user said what to use, or where a GPU may be there. Call it before the backend starts.
+    """
+    chosen = jax.config.jax_platforms or entry_points(group="jax_plugins")  # type: ignore[attr-defined]
+    if chosen or find_spec("libtpu") is None or hardware_utils.has_visible_nvidia_gpu():
+        return
+    if hardware_utils.num_available_tpu_chips_and_device_id()[0] == 0:
+        jax.config.update("jax_platforms", "cpu")
 
 
 def keep_freed_memory() -> None:

@@ -14,6 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from cdcd_jax.config import Config, UserError
 
 AXES = ("data", "fsdp", "tensor")
+# Of FSDP, where it may choose. Beyond it the parts of the paper's matrices are so thin that the TPU compiler sums whole arrays instead of gathering
+# parts, at twice the cost (docs/RESULTS.md, Plan).
+WIDEST = 64
 BATCH = PartitionSpec(("data", "fsdp"))  # how the leading axis of a batch is laid out
 
 
@@ -26,11 +29,20 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
 
 
 def sizes(config: Config, count: int) -> tuple[int, int, int]:
-    """The mesh's axes for that many devices: data (what is left, if it is -1), fsdp, tensor. Raises UserError as make_mesh does."""
+    """The mesh's axes for that many devices: data (what is left, if it is -1), fsdp (likewise), tensor. Raises UserError as make_mesh does."""
     m, t = config.mesh, config.train
     devices = f"{count} device{'s' if count > 1 else ''}"
-    wrong = f"mesh.data x fsdp x tensor = {m.data} x {m.fsdp} x {m.tensor} with mesh.slices = {m.slices} does not fit the {devices}"
-    rest = m.fsdp * m.tensor
+    fsdp = m.fsdp
+    if fsdp == -1:
+        others = m.tensor * (m.slices if m.data == -1 else m.data)
+        if others < 1 or count % others:
+            raise UserError(
+                f"mesh.{'slices' if m.data == -1 else 'data'} x tensor = {others} does not divide the {devices}, so mesh.fsdp = -1 finds no width: "
+                f"it may be {_divisors(count)}."
+            )
+        fsdp = math.gcd(count // others, WIDEST) if m.data == -1 else count // others
+    wrong = f"mesh.data x fsdp x tensor = {m.data} x {fsdp} x {m.tensor} with mesh.slices = {m.slices} does not fit the {devices}"
+    rest = fsdp * m.tensor
     if count % rest:
         raise UserError(f"{wrong}: mesh.fsdp x mesh.tensor must divide {count}, so it may be {_divisors(count)}, not {rest}.")
     data = count // rest if m.data == -1 else m.data
@@ -38,16 +50,16 @@ def sizes(config: Config, count: int) -> tuple[int, int, int]:
         raise UserError(f"{wrong}: with this mesh.fsdp and mesh.tensor, mesh.data must be {count // rest}, or -1 for what is left.")
     if data % m.slices:
         raise UserError(f"{wrong}: no other axis runs between slices, so mesh.slices must divide mesh.data = {data}, and may be {_divisors(data)}.")
-    shards, parts = data * m.fsdp, t.accumulation_steps
+    shards, parts = data * fsdp, t.accumulation_steps
     if t.batch_size % (shards * parts):
         unit = math.lcm(shards * parts, 2 * parts if t.self_conditioning else parts)
         near = [str(size) for size in (t.batch_size // unit * unit, t.batch_size // unit * unit + unit) if size]
         times = f", times train.accumulation_steps = {parts}" if parts > 1 else ""
         raise UserError(
-            f"train.batch_size = {t.batch_size} is not a multiple of mesh.data x fsdp = {data} x {m.fsdp}{times} (with mesh.tensor = {m.tensor} and "
+            f"train.batch_size = {t.batch_size} is not a multiple of mesh.data x fsdp = {data} x {fsdp}{times} (with mesh.tensor = {m.tensor} and "
             f"mesh.slices = {m.slices} on {devices}): take {' or '.join(near)}, or other axes."
         )
-    return data, m.fsdp, m.tensor
+    return data, fsdp, m.tensor
 
 
 def _divisors(number: int) -> str:

@@ -203,3 +203,33 @@ def test_where_a_batch_lies() -> None:
     mesh = tiny.mesh(2, 2, 2)
     rows = jax.device_put(np.arange(16).reshape(8, 2), batch_sharding(mesh))
     assert {shard.data.shape for shard in rows.addressable_shards} == {(2, 2)}
+
+
+@pytest.mark.parametrize(
+    "mesh, count, shape",
+    [
+        ({"fsdp": -1}, 1, (1, 1, 1)),
+        ({"fsdp": -1}, 8, (1, 8, 1)),
+        ({"fsdp": -1}, 48, (3, 16, 1)),
+        ({"fsdp": -1}, 512, (8, 64, 1)),  # WIDEST
+        ({"fsdp": -1, "tensor": 4}, 64, (1, 16, 4)),
+        ({"fsdp": -1, "slices": 2}, 16, (2, 8, 1)),  # within a slice
+        ({"fsdp": -1, "data": 2}, 512, (2, 256, 1)),  # all that is left, where data is given
+    ],
+)
+def test_fsdp_that_takes_what_is_left(mesh: dict[str, int], count: int, shape: tuple[int, int, int]) -> None:
+    assert sizes(config(512 * 3, **mesh), count) == shape
+
+
+@pytest.mark.parametrize(
+    "mesh, said",
+    [
+        ({"data": 3}, "mesh.data x tensor = 3 does not divide the 8 devices, so mesh.fsdp = -1 finds no width: it may be 1, 2, 4 or 8."),
+        ({"slices": 3}, "mesh.slices x tensor = 3 does not divide the 8 devices, so mesh.fsdp = -1 finds no width: it may be 1, 2, 4 or 8."),
+        ({"data": 0}, "mesh.data x tensor = 0 does not divide the 8 devices, so mesh.fsdp = -1 finds no width: it may be 1, 2, 4 or 8."),
+    ],
+)
+def test_nothing_is_left_for_fsdp(mesh: dict[str, int], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        sizes(config(24, fsdp=-1, **mesh), 8)
+    assert str(error.value) == said
