@@ -39,6 +39,15 @@ def _tokenizer(folder: str, key: str) -> tokenizers.Tokenizer:
     return tokenizers.load(folder)
 
 
+@functools.lru_cache(maxsize=1)
+def _can_encode(tokenizer: Any, text: str) -> bool:
+    try:
+        tokenizer.encode(text)
+    except UserError:
+        return False
+    return True
+
+
 def next_word(text: str, place: int) -> int:
     """The first word's beginning from some place on."""
     if not 0 < place < len(text):
@@ -51,7 +60,7 @@ class Stream(NamedTuple):
     """A file of tokens: those of a part, for one split. Where documents are joined, it begins with the first words of the first document twice.
 
     bare: bytes of these words as they are if no document comes before; joined: the bytes that follow, of the same words if one does. alone: none may,
-    since the tokenizer lacks what would join them. characters: with what joins each document to the one before.
+    since the tokenizer lacks what would join them. tokens: in rows of whole documents. characters: with what joins each document to the one before.
     """
 
     bytes: int
@@ -75,20 +84,21 @@ class Writer:
         self._begins: list[bool] = []
         self._held = np.zeros(0, np.int32)  # the end of a document that may go on
         self._size = self._bytes = self._bare = self._joined = self._tokens = self._characters = self._documents = 0
-        self._alone = False
+        self._alone = self._headed = False  # whether no document may come before; whether the first words are to be written
         self._digest = hashlib.sha256()
 
     def add(self, texts: list[str], begins: bool) -> None:
-        """More pieces; whether a document begins with each of them, or none does."""
-        if begins and self._join and texts:
-            first = self._join + texts[0] if self._documents else self._begun(texts[0])
-            texts = [first, *(self._join + text for text in texts[1:])]
-        size = sum(map(len, texts))
+        """More pieces, one at least; whether a document begins with each of them, or none does."""
+        first = not self._characters
         self._documents += len(texts) if begins else 0
+        if not self._join:
+            self._begins += [begins] * len(texts)
+        elif begins:
+            texts = [*(self._begun(texts[0]) if first else [self._join + texts[0]]), *(self._join + text for text in texts[1:])]
+        size = sum(map(len, texts))
         self._characters += size
         self._size += size
         self._texts += texts
-        self._begins += [begins] * len(texts)
         if self._size >= BATCH:
             self._flush()
 
@@ -101,25 +111,25 @@ class Writer:
             self._bytes, self._digest.hexdigest(), self._bare, self._joined, self._alone, self._tokens, self._characters, self._documents
         )
 
-    def _begun(self, text: str) -> str:
-        """Writes the first words of the first document as they are, and returns the text to go on with."""
+    def _begun(self, text: str) -> list[str]:
+        """The text of the first document: its first words, the same if a document comes before, and the rest; or as it is, if none may."""
+        self._alone = not _can_encode(self._tokenizer, self._join)
+        if self._alone:
+            return [text]
         head = text[: next_word(text, 1)]
-        bare = self._tokenizer.encode(head)
-        try:
-            joined = self._tokenizer.encode(self._join + head)
-        except UserError:  # nothing of the text that the tokenizer was made from was joined
-            self._alone = True
-            return text
-        self._write(bare)
-        self._bare, self._joined = bare.size * self._dtype.itemsize, joined.size * self._dtype.itemsize
-        return self._join + text
+        self._characters -= len(head)  # it comes twice
+        self._headed = True
+        return [head, self._join + head, text[len(head) :]]
 
     def _flush(self) -> None:
         ids, lengths = self._tokenizer.encode_many(self._texts)
-        self._tokens += len(ids)
-        if self._config.packing == "wrap":
-            self._write(ids)
+        if self._join:
+            if self._headed:
+                self._bare, self._joined = (int(length) * self._dtype.itemsize for length in lengths[:2])
+                self._headed = False
+            self._write_bytes(ids.astype(self._dtype).tobytes())
         elif len(ids):
+            self._tokens += len(ids)
             ends = np.cumsum(lengths)
             before = np.r_[0, ends[:-1]][np.array(self._begins, bool)] + len(self._held)  # of each document, the tokens before it
             ids = np.concatenate([self._held, ids])
@@ -135,9 +145,6 @@ class Writer:
         places = packing.one_a_row(lengths) if self._config.packing == "pad" else packing.best_fit(lengths, length)
         rows, segments = packing.fill(ids, lengths, places, length)
         self._write_bytes(b"".join(records.to_bytes(rows, segments, self._dtype.name)))
-
-    def _write(self, ids: Int32[np.ndarray, "n"]) -> None:
-        self._write_bytes(ids.astype(self._dtype).tobytes())
 
     def _write_bytes(self, data: bytes) -> None:
         self._file.write(data)
