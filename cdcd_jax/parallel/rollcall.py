@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 import selectors
 import socket
@@ -58,7 +59,7 @@ def _gather(job: Job, seconds: float) -> None:
     last_word: dict[str, Any] = {"over": f"process 0 of {job.count} on {socket.gethostname()} has ended while the others came"}
     server = _listen(job.address)
     try:
-        said = 0.0
+        said, asked = 0.0, math.inf  # when the missing were named last, and when all were there and asked once more
         with selectors.DefaultSelector() as selector:
             server.setblocking(False)
             selector.register(server, selectors.EVENT_READ)
@@ -66,12 +67,19 @@ def _gather(job: Job, seconds: float) -> None:
                 now = time.monotonic()
                 if wrong := contradiction(callers, job):
                     raise UserError(wrong)
-                if not (missing := absent(callers, job.count, now)):
+                missing = absent(callers, job.count, now)
+                if missing:
+                    asked = math.inf
+                elif asked == math.inf:  # some may have given up on a slow answer, and be about to call again
+                    asked = now
+                    for caller in callers:
+                        _say(caller, {"missing": ""})
+                elif all(caller.heard > asked for caller in callers if caller.index and now - caller.heard < DEAF):
                     break
                 given_up = next((caller.over for caller in callers if caller.over), "")
                 if given_up or now > end:
                     raise TryAgain(given_up or _late(words(missing, job.count), job, seconds))
-                if now - said > TICK:
+                if missing and now - said > TICK:
                     said = now
                     for caller in callers:
                         _say(caller, {"missing": words(missing, job.count)})
