@@ -109,7 +109,7 @@ def test_what_preparing_costs(tmp_path: pathlib.Path) -> None:
         result = measure(config, 1, 2)
         assert result.value == result.details["cpu"] / result.details["reference_cpu"] > 0
         assert result.details["characters"] == 2 * len(tiny.corpus(400))  # but for spaces that became line breaks
-    assert result.details["documents"] > 2 * 50
+    assert result.details["documents"] > 2 * 40
     two = preparing.prepare_workers_ratio(config, 1, 1)
     assert two.value == two.details["seconds"] / two.details["reference_seconds"] > 0
     memory = preparing.prepare_memory_ratio(config, 1, 1)

@@ -108,6 +108,9 @@ def load_corpus(config: DataConfig, tokenizer: tokenizers.Tokenizer | None = Non
         pads = padding.Pads(corpus.tokenizer.vocab_size, config.pad_insertion)
         counts = padding.with_pads(corpus.token_counts, pads)
         corpus = dataclasses.replace(corpus, tokenizer=tokenizers.WithPad(corpus.tokenizer), token_counts=counts, pads=pads)
+    if tokenizer is not None and (tokenizer.pad_id is None) != (config.pad_insertion == 0):
+        began = "without" if tokenizer.pad_id is None else "with"
+        raise UserError(f"this run began {began} PAD in its vocabulary, so data.pad_insertion = {config.pad_insertion} does not fit it.")
     if tokenizer is not None and tokenizer.fingerprint != corpus.tokenizer.fingerprint:
         raise UserError(f"data.source {config.source!r} was prepared with another tokenizer than this run has: name the folder that it began with.")
     return corpus
