@@ -3,8 +3,8 @@
     python -m cdcd_jax.plan  --config=configs/scale_1b.py --topology=v5e:16x16
     python -m cdcd_jax.train --config=configs/scale_1b.py --workdir=gs://bucket/scale_1b --config.data.source="gs://bucket/c4"
 
-It was never trained here: no number is promised, and the rates are guesses to begin from. That it compiles and fits on v5e:16x16, v5p:8x8x8,
-v6e:16x16 and two slices of v5e:16x16 was planned (docs/RESULTS.md, Plan). Of the options beyond the paper it has those that were worth most in the
+It was never trained here: no number is promised, and the rates are guesses to begin from. docs/RESULTS.md,
+Plan, says on which topologies it was compiled, and fits. Of the options beyond the paper it has those that were worth most in the
 demo's ablation, but Adam for Muon, whose iterations would gather all layers; a noise level at each position rules out the norms' conditioning on one.
 """
 

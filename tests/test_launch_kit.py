@@ -88,7 +88,7 @@ def wait_until(path: pathlib.Path) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow  # the launcher stood still after SIGTERM in three of three runs on a busy machine, and nobody knows yet why
+@pytest.mark.slow  # the launcher stood still after SIGTERM in three of four runs on a busy machine, and it is not known yet why
 def test_tpu_vm_goes_on_without_its_terminal_and_stops_on_request(platform: Platform) -> None:
     platform.machines("a")
     platform.lives(a_w_0="stoppable", a_w_1="stoppable")
