@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -139,7 +140,7 @@ def test_documents_of_rows() -> None:
 
 def test_a_vocabulary_is_that_of_stretches_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Words are not cut where a row ends; of many rows, a few stretches are looked at."""
-    model, text = Model(tiny.config(), tiny.TOKENIZER, {}, tiny.LOG_PRIOR, 0), " ".join(tiny.SENTENCES)
+    model, text = Model(tiny.config(), tiny.TOKENIZER, {}, jnp.asarray(tiny.LOG_PRIOR), 0), " ".join(tiny.SENTENCES)
     rows = Windows(tiny.TOKENIZER.encode(text), tiny.LENGTH)
     whole = text[: len(rows) * tiny.LENGTH]
     assert metrics.vocabulary(model, rows) == set(metrics.words(whole))
