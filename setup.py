@@ -43,6 +43,9 @@ SOURCES = {
     "hf": ["datasets>=4.4"],
 }
 
+# What planning for a TPU takes where there is none: the compiler, in the release that goes with this JAX.
+PLAN = {"plan": ["jax[tpu]>=0.10.2"]}
+
 DEVELOPMENT = [
     *BUCKETS["gcs"],
     *BUCKETS["s3"],
@@ -72,5 +75,5 @@ setup(
     packages=find_packages(include=["cdcd_jax", "cdcd_jax.*"]),
     package_data={"cdcd_jax.reporting": ["templates/*"]},
     install_requires=REQUIREMENTS,
-    extras_require=BUCKETS | SOURCES | {"dev": DEVELOPMENT},
+    extras_require=BUCKETS | SOURCES | PLAN | {"dev": DEVELOPMENT},
 )

@@ -19,7 +19,7 @@ import time
 from absl import app, flags
 from etils import epath
 
-from cdcd_jax.training import steps, workdir
+from cdcd_jax.training import folders, workdir
 from cdcd_jax.training.checkpoint import newest_step
 
 KILLS = flags.DEFINE_integer("kills", 25, "How often the run is killed.", lower_bound=1)
@@ -50,7 +50,7 @@ class Run:
             return subprocess.Popen(self.command, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def saving(self) -> bool:
-        return any((self.workdir / "checkpoints").glob(f"*{steps.UNFINISHED}"))
+        return any((self.workdir / "checkpoints").glob(f"*{folders.UNFINISHED}"))
 
     def saved(self) -> int:
         """The newest checkpoint that counts; 0 if there is none."""

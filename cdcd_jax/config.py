@@ -20,10 +20,21 @@ DONE, MISTAKE, AGAIN = 0, 2, 75
 class UserError(Exception):
     """A mistake of the user's, said in one sentence that names the offending value and what would be right."""
 
+    code = MISTAKE  # what the process ends with
+
+
+class TryAgain(Exception):
+    """What is nobody's mistake and may be gone in a minute (a bucket that answers 503, a host that comes late), said in one sentence without its end:
+    the process ends with AGAIN, on which every launcher starts it again."""
+
+    code = AGAIN
+
 
 def sentence(error: BaseException) -> str:
-    """An error as one line that ends as a sentence does."""
+    """An error as one line that ends as a sentence does; of a TryAgain it says as well what follows."""
     line = " ".join(str(error).split())
+    if isinstance(error, TryAgain):
+        line = f"{line.removesuffix('.')}; leaving with {AGAIN}, to be started again."
     return line if line.endswith((".", "?")) else f"{line}."
 
 
@@ -126,7 +137,7 @@ class LogConfig:
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     data: int = -1  # devices along each axis; -1 takes what is left
-    fsdp: int = 1
+    fsdp: int = 1  # -1 takes what data and tensor leave; where data is -1 too, as much of a slice as there is, up to mesh.WIDEST
     tensor: int = 1
     slices: int = 1  # slices of TPUs (or groups of hosts) between which only the data axis runs; it must divide that axis
 
@@ -232,7 +243,7 @@ POSITIVE = (
     "model.scan_unroll "
     "diffusion.sigma_min diffusion.warp_bins diffusion.warp_learning_rate train.num_steps train.batch_size optim.learning_rate "
     "optim.embedding_learning_rate optim.muon_learning_rate checkpoint.every_steps checkpoint.keep_last log.every_steps log.probe_every_steps "
-    "log.probe_sequences train.accumulation_steps mesh.fsdp mesh.tensor mesh.slices "
+    "log.probe_sequences train.accumulation_steps mesh.tensor mesh.slices "
     "hosts.meet_seconds hosts.start_seconds hosts.compile_seconds hosts.evaluation_seconds hosts.save_seconds "
     "sample.num_steps sample.score_temperature sample.initial_noise_scale"
 ).split()
@@ -276,11 +287,18 @@ def check(config: Config) -> None:
             f"train.position_sigma_fraction = {config.train.position_sigma_fraction} leaves no example of train.batch_size = "
             f"{config.train.batch_size} with one noise level, and those alone fit the warp: lower it, or take a larger batch."
         )
+    if config.mesh.fsdp < 1 and config.mesh.fsdp != -1:
+        raise UserError(f"config key 'mesh.fsdp' must be above 0, or -1 for what the other axes leave, not {config.mesh.fsdp}.")
     if config.log.probe_sequences < 2:
         raise UserError(f"config key 'log.probe_sequences' must be at least 2, not {config.log.probe_sequences}: one has no standard error.")
     if not config.diffusion.sigma_min < config.diffusion.sigma_max < math.inf:
         raise UserError(
             f"config key 'diffusion.sigma_max' must be finite and exceed sigma_min = {config.diffusion.sigma_min}, not {config.diffusion.sigma_max}."
+        )
+    if config.data.packing != "wrap" and config.data.sequence_length >= 1 << 16:
+        raise UserError(
+            f"config key 'data.sequence_length' must be below {1 << 16:,} with data.packing = {config.data.packing!r}, not "
+            f"{config.data.sequence_length:,}: the documents of a row are numbered with two bytes."
         )
     if config.model.width % (2 * config.model.num_heads):
         raise UserError(f"config key 'model.width' must be a multiple of 2 x num_heads = {2 * config.model.num_heads}, not {config.model.width}.")

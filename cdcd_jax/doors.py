@@ -14,9 +14,10 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from cdcd_jax.config import MISTAKE, Config, UserError, defaults, did_you_mean, sentence
+from cdcd_jax.config import MISTAKE, Config, TryAgain, UserError, defaults, did_you_mean, sentence
+from cdcd_jax.data import files
 from cdcd_jax.interrupts import INTERRUPTED
-from cdcd_jax.parallel.hosts import keep_freed_memory
+from cdcd_jax.parallel.backend import keep_freed_memory, leave_out_absent_tpu
 
 # What Python code that a user wrote, a config file, may raise.
 MISTAKES_IN_A_FILE = (
@@ -26,7 +27,10 @@ MISTAKES_IN_A_FILE = (
 
 
 def run(main: Callable[[], int]) -> None:
-    """Parses the flags, runs main and exits with its code; a user's mistake is one sentence on stderr and the exit code 2."""
+    """Parses the flags, runs main and exits with its code; a user's mistake is one sentence on stderr and the exit code 2.
+
+    So is what may be gone in a minute, with 75.
+    """
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -36,7 +40,7 @@ def run(main: Callable[[], int]) -> None:
                 raise UserError(f"unexpected argument {rest[1]!r}: every option is a --flag=value.")
         # What absl and ml_collections raise for an unknown flag, a required one that is missing, or a value of a wrong type.
         except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            fail(_plain(error))
+            fail(_plain(error), MISTAKE)
         return rest
 
     def inner(_: list[str]) -> None:
@@ -46,11 +50,16 @@ def run(main: Callable[[], int]) -> None:
         for logger in (logging.get_absl_logger(), getLogger("asyncio")):
             logger.addFilter(_is_news)
         sys.unraisablehook = _unraisable
+        leave_out_absent_tpu()
         keep_freed_memory()
         try:
             code = main()
-        except UserError as error:
-            fail(error)
+        except (UserError, TryAgain) as error:
+            fail(error, error.code)
+        except files.failures() as error:
+            if not files.transient(error):
+                raise
+            fail(TryAgain(f"a file cannot be reached ({files.reason(error)})"), TryAgain.code)
         except KeyboardInterrupt:
             print("interrupted.", file=sys.stderr)
             code = INTERRUPTED
@@ -107,7 +116,7 @@ def _plain(error: Exception) -> Exception:
     return error
 
 
-def fail(error: Exception) -> None:
+def fail(error: Exception, code: int) -> None:
     """Ends the process with one sentence."""
     print(f"error: {sentence(error)}", file=sys.stderr)
-    sys.exit(MISTAKE)
+    sys.exit(code)

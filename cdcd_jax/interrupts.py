@@ -1,17 +1,22 @@
-"""Ctrl-C where there is nothing to save: the process ends at once, with one word, wherever it is.
+"""Ctrl-C where there is nothing to save: the process ends at once, with one word, wherever it is. And what else a signal does at once.
 
 A KeyboardInterrupt would have to wait until the call under way returns, a compilation or a whole sampling loop, and raised while an extension module
 starts or ends it brings the interpreter down. A thread hears of the signal at any time. Only the standard library is imported: this comes first.
 """
 
+import contextlib
 import os
+import select
 import signal
 import socket
 import threading
+from collections.abc import Callable
+from typing import Any
 
 INTERRUPTED = 130  # the exit code, as the shells have it
 
 _armed = False
+_actions: dict[int, tuple[Any, Callable[[], None]]] = {}  # of a signal: the handler, and what is done at once while that is set
 
 
 def arm() -> None:
@@ -31,12 +36,27 @@ def disarm() -> None:
     _armed = False
 
 
+def at_once(number: signal.Signals, handler: Any, action: Callable[[], None]) -> None:
+    """Sets a signal's handler; while it is set, the thread, in a door, calls `action` as soon as the signal comes. Call it from the main thread.
+
+    The handler runs as well, as soon as the main thread is back from the call under way, so that the two must agree on who does what.
+    """
+    _actions[number] = (handler, action)
+    signal.signal(number, handler)
+
+
 def _ignore(number: int, frame: object) -> None:
     """Python's own handler must not raise: the thread ends the process."""
 
 
 def _listen(ours: socket.socket, kernels: socket.socket) -> None:
     while kernels.fileno() >= 0:
-        if signal.SIGINT in ours.recv(1) and _armed:
-            os.write(2, b"interrupted.\n")
+        number = ours.recv(1)[0]
+        handler, action = _actions.get(number, (None, None))
+        if action is not None and signal.getsignal(number) == handler:
+            action()
+        if number == signal.SIGINT and _armed:
+            with contextlib.suppress(OSError):  # stderr may be closed, or a pipe that nobody reads
+                if select.select([], [2], [], 1.0)[1]:
+                    os.write(2, b"interrupted.\n")
             os._exit(INTERRUPTED)

@@ -6,7 +6,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cdcd_jax import doors
-from cdcd_jax.config import UserError, from_dict
+from cdcd_jax.config import from_dict
 from cdcd_jax.data import files
 from cdcd_jax.parallel import agreement, hosts
 from cdcd_jax.parallel.watch import Watch
@@ -31,7 +31,8 @@ def main() -> int:
             named = getattr(error, "filename", None) or ""
             if not (full or files.in_bucket(workdir) or str(named).startswith(str(workdir))):
                 raise
-            raise UserError(f"{named or workdir} cannot be written ({files.reason(error)}); what was saved before is whole.") from error
+            done = "reached" if files.transient(error) else "written"
+            raise files.failed(error, f"{named or workdir} cannot be {done} ({files.reason(error)}); what was saved before is whole.") from error
 
 
 if __name__ == "__main__":

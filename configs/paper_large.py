@@ -21,4 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.update(num_layers=24, width=2048, num_heads=16)
     c.model.mlp_width = 8192  # not stated: 4 x width
     c.train.update(num_steps=600_000, batch_size=2048)
+    c.model.remat = "dots"  # changes memory and time only
+    c.mesh.fsdp = -1
     return c

@@ -5,24 +5,31 @@
 #
 # Each process's lines are prefixed with its number. Ends with 0 when all end with 0; with 1 or 2 as soon as one of them does (a user's mistake, never
 # tried again); starts all of them again, K times at most (3 by default), when one ends with 75 or is killed; and ends with their code after that.
-# Ctrl-C and SIGTERM are passed on, and nothing is started again after them. PYTHON names the interpreter (.venv's by default).
+# Each Ctrl-C and SIGTERM is passed on, once, and nothing is started again after them. PYTHON names the interpreter (.venv's by default).
 # GRACE is how many seconds the others get once one has ended (20 by default) before they are killed.
 set -uo pipefail
+set -m # each process is a group of its own: Ctrl-C reaches it only through the trap below, and is not ignored as in a script's other children
 
 die() {
   echo "error: $1" >&2
   exit 2
 }
 
+usage() {
+  sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p}' "${BASH_SOURCE[0]}"
+  exit 0
+}
+
 max_restarts=3
-while [[ ${1-} == --* ]]; do
+while [[ ${1-} == -* ]]; do
   case $1 in
   --max-restarts=*) max_restarts=${1#*=} ;;
-  *) die "unknown option $1 before the number of processes (known: --max-restarts=K)." ;;
+  --help | -h) usage ;;
+  *) die "unknown option $1 before the number of processes: it takes --max-restarts=K and --help there, and the trainer's flags after the number." ;;
   esac
   shift
 done
-[[ ${1-} =~ ^[1-9][0-9]*$ ]] || die "usage: launch/local_multihost.sh [--max-restarts=K] N ARGS..., where N is how many processes to run, not '${1-}'."
+[[ ${1-} =~ ^[1-9][0-9]{0,3}$ ]] || die "the number of processes must be a whole number from 1 to 9999, not '${1-}': launch/local_multihost.sh [--max-restarts=K] N ARGS..."
 [[ $max_restarts =~ ^[0-9]+$ ]] || die "--max-restarts=$max_restarts must be a whole number."
 count=$1
 shift
@@ -31,8 +38,10 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-$root/.venv/bin/python}
 command -v "$python" >/dev/null || die "there is no $python: run make install first, or name an interpreter in PYTHON."
 grace=${GRACE:-20}
+[[ $grace =~ ^[0-9]+$ ]] || die "GRACE=$grace must be a whole number of seconds."
 
 pids=()
+passed=()
 stopping=""
 
 # Another process of this machine may take the port before process 0 does; then that attempt ends, and the next takes another.
@@ -41,25 +50,44 @@ free_port() {
 }
 
 forward() {
+  local index
   stopping=$1
-  for pid in "${pids[@]}"; do kill -s "$1" "$pid" 2>/dev/null; done
+  for index in "${!pids[@]}"; do
+    passed[index]=1
+    kill -s "$1" "${pids[index]}" 2>/dev/null
+  done
 }
 trap 'forward TERM' TERM
 trap 'forward INT' INT
 
-run_all() {
-  local port index
-  port=$(free_port) || die "no free port."
-  pids=()
-  for ((index = 0; index < count; index++)); do
-    # A new session: Ctrl-C reaches a process only through the trap above, once.
-    JAX_COORDINATOR_ADDRESS=localhost:$port JAX_NUM_PROCESSES=$count JAX_PROCESS_ID=$index PYTHONUNBUFFERED=1 \
-      setsid "$python" -m cdcd_jax.train "$@" > >(sed -u "s/^/[$index] /") 2> >(sed -u "s/^/[$index] /" >&2) &
-    pids+=($!)
-  done
+# Prefixes lines; Ctrl-C and SIGTERM go to the whole group of this script, and the last lines of the processes are still to come.
+label() {
+  trap '' INT TERM
+  exec sed -u "s/^/[$1] /"
 }
 
-# Waits until all have ended, and kills those that have not when others have been gone for $grace seconds. Sets codes.
+run_all() {
+  local port index
+  port=$(free_port)
+  case $stopping in # it came before anything was started, and may have ended the line above
+  INT) exit 130 ;;
+  TERM) exit 75 ;;
+  esac
+  [[ -n $port ]] || die "no free port."
+  pids=()
+  passed=()
+  for ((index = 0; index < count; index++)); do
+    JAX_COORDINATOR_ADDRESS=localhost:$port JAX_NUM_PROCESSES=$count JAX_PROCESS_ID=$index PYTHONUNBUFFERED=1 \
+      "$python" -m cdcd_jax.train "$@" </dev/null > >(label "$index") 2> >(label "$index" >&2) &
+    pids+=($!)
+  done
+  if [[ -n $stopping ]]; then # it came while they were being started: for those that it did not reach
+    for index in "${!pids[@]}"; do [[ -z ${passed[index]-} ]] && kill -s "$stopping" "${pids[index]}" 2>/dev/null; done
+  fi
+}
+
+# Waits until all have ended, and kills those that have not when others have been gone for $grace seconds. Sets codes. Its own words go to stream 3:
+# bash itself would tell at length on stderr of each process that a signal ended.
 collect() {
   local deadline="" index left
   codes=()
@@ -79,12 +107,22 @@ collect() {
     if [[ -n $deadline ]] && ((SECONDS >= deadline)); then
       for ((index = 0; index < count; index++)); do
         [[ -n ${codes[index]-} ]] && continue
-        echo "[$index] did not end within $grace s of the others: killed." >&2
+        echo "[$index] did not end within $grace s of the others: killed." >&3
         kill -s KILL "${pids[index]}" 2>/dev/null
       done
     fi
     sleep 0.2
   done
+}
+
+# How each process ended: its code, and the signal that it died of.
+endings() {
+  local code said=""
+  for code in "${codes[@]}"; do
+    said+=", $code"
+    ((code > 128)) && said+=" (SIG$(kill -l $((code - 128)) 2>/dev/null))"
+  done
+  echo "${said#, }"
 }
 
 # The job's code: 1 or 2 if any process ended so, else 130 (Ctrl-C), else any other failure's, else 75 (asked for, or killed by a signal), else 0.
@@ -105,11 +143,16 @@ verdict() {
 restarts=0
 while :; do
   run_all "$@"
-  [[ -n $stopping ]] && forward "$stopping" # it came while they were being started
-  collect
+  collect 3>&2 2>/dev/null
   code=$(verdict)
-  echo "processes ended with ${codes[*]}" >&2
-  if ((code != 75)) || [[ -n $stopping ]] || ((restarts >= max_restarts)); then
+  echo "processes ended with $(endings)" >&2
+  if ((code != 75)); then
+    exit "$code"
+  elif [[ -n $stopping ]]; then
+    echo "not started again after SIG$stopping; the same command goes on." >&2
+    exit "$code"
+  elif ((restarts >= max_restarts)); then
+    echo "gave up after $restarts restarts (--max-restarts=$max_restarts), with $code; the same command goes on." >&2
     exit "$code"
   fi
   restarts=$((restarts + 1))

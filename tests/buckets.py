@@ -100,7 +100,8 @@ def s3() -> str:
     def application(environment: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         if refuses(environment["REQUEST_METHOD"], environment["PATH_INFO"]):
             start_response("403 Forbidden", [("Content-Type", "application/xml")])
-            return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
+            said = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            return [] if environment["REQUEST_METHOD"] == "HEAD" else [said]  # whose answer has no body, or clients call it broken
         return inner(environment, start_response)
 
     listening = make_server("127.0.0.1", 0, application, threaded=True)

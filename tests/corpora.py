@@ -45,7 +45,7 @@ def write(path: pathlib.Path, content: str | bytes) -> pathlib.Path:
     data = content if isinstance(content, bytes) else content.encode()
     halves = data[: len(data) // 3], data[len(data) // 3 :]
     if path.suffix == ".gz":
-        data = b"".join(gzip.compress(half) for half in halves)
+        data = b"".join(gzip.compress(half, mtime=0) for half in halves)
     elif path.suffix == ".zst":
         data = b"".join(zstandard.compress(half) for half in halves)
     path.parent.mkdir(parents=True, exist_ok=True)

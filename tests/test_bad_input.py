@@ -129,7 +129,7 @@ CASES: dict[str, Case] = {
     "impossible value": (lambda p: p.fresh(train__batch_size=0), "config key 'train.batch_size' must be above 0, not 0."),
     "unknown choice": (lambda p: p.fresh(optim__name="muno"), "config key 'optim.name' has the value 'muno' (did you mean \"muon\"?)."),
     "seed": (lambda p: p.fresh(train__seed=-1), "train.seed must lie in [0, 2^32), not -1."),
-    "mesh": (lambda p: p.fresh(mesh__fsdp=3), "mesh.fsdp x mesh.tensor = 3 x 1 does not divide the 1 devices."),
+    "mesh": (lambda p: p.fresh(mesh__fsdp=3), "does not fit the 1 device: mesh.fsdp x mesh.tensor must divide 1, so it may be 1, not 3."),
     "unknown flag": (lambda p: ("train", ["--config=configs/demo.py", "--workdri=w"]), "'workdri'. Did you mean: workdir ?"),
     "no workdir": (lambda p: ("train", ["--config=configs/demo.py"]), "the flag --workdir is required."),
     "no config": (lambda p: ("train", ["--workdir=w"]), "the flag --config is required."),

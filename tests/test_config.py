@@ -71,9 +71,11 @@ def test_a_whole_number_serves_as_a_real_one():
         ("optim.decay", "cosin", 'did you mean "cosine"?'),
         ("train.num_steps", 0, "above 0, not 0"),
         ("train.batch_size", -2, "above 0, not -2"),
+        ("mesh.fsdp", 0, "above 0, or -1 for what the other axes leave, not 0"),
         ("optim.learning_rate", float("nan"), "above 0, not nan"),
         ("diffusion.sigma_min", 0.0, "above 0, not 0.0"),
         ("data.valid_fraction", 1.5, "[0, 1], not 1.5"),
+        ("data.pad_insertion", 1.0, "must be below 1, not 1.0"),
         ("optim.b2", -0.1, "[0, 1], not -0.1"),
         ("optim.decay_fraction", float("nan"), "[0, 1], not nan"),
         ("diffusion.sigma_max", 1.0, "exceed sigma_min = 1.0, not 1.0"),
@@ -113,7 +115,7 @@ def test_the_lists_of_checks_name_keys_that_exist():
 
 def test_every_number_is_checked():
     """A number that nobody checks is one that a typo sets to nonsense; these may be any number."""
-    free = {"train.seed", "mesh.data", "optim.warmup_steps", "optim.clip_norm", "model.convolution_width", "diffusion.sigma_max",
+    free = {"train.seed", "mesh.data", "mesh.fsdp", "optim.warmup_steps", "optim.clip_norm", "model.convolution_width", "diffusion.sigma_max",
             "diffusion.warp_floor", "sample.guidance", "checkpoint.keep_every_steps",
             "hosts.stall_seconds", "train.position_sigma_fraction"}  # fmt: skip
     numbers = {

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cdcd_jax import doors
-from cdcd_jax.config import UserError
+from cdcd_jax.config import TryAgain, UserError
 from tests import forked
 from tests.forked import ROOT
 
@@ -21,8 +21,8 @@ DEMO = "--config=configs/demo.py"
 
 def test_fail_says_one_line_and_exits_with_two(capsys):
     with pytest.raises(SystemExit) as end:
-        doors.fail(UserError("a mistake\n  in two\tlines."))
-    assert end.value.code == doors.MISTAKE == 2
+        doors.fail(UserError("a mistake\n  in two\tlines."), doors.MISTAKE)
+    assert end.value.code == 2
     assert capsys.readouterr() == ("", "error: a mistake in two lines.\n")
 
 
@@ -50,6 +50,14 @@ def test_a_users_mistake_is_one_line_and_code_two(run_main, capsys):
 
     assert run_main(main) == 2
     assert capsys.readouterr().err == "error: data.source 'x' is empty.\n"
+
+
+def test_what_may_be_gone_in_a_minute_is_one_line_and_code_75(run_main, capsys):
+    def main() -> int:
+        raise TryAgain("gs://b cannot be read (503).")
+
+    assert run_main(main) == 75
+    assert capsys.readouterr().err == "error: gs://b cannot be read (503); leaving with 75, to be started again.\n"
 
 
 def test_ctrl_c_before_the_loop_is_no_traceback(run_main, capsys):

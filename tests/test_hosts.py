@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import random
+import re
 import signal
 
 import numpy as np
@@ -93,8 +94,10 @@ def test_all_leave_and_nothing_is_lost(folder: pathlib.Path, two: Job, number: s
     assert ended.codes[victim] == (-signal.SIGKILL if number == signal.SIGKILL else 75), told
     assert max(ended.seconds) < BOUND + (20.0 if slow else 0.0), told
     if number == signal.SIGTERM:
-        early = moment == "while compiling" and "was told to stop before its first step" in ended.logs[victim]
+        early = moment == "while compiling" and "was told to stop (SIGTERM) before its first step" in ended.logs[victim]
         assert early or "stopped and saved at step" in ended.logs[0], told
+        said = rf"process {victim} of 2 on \S+ was told to stop \(SIGTERM\): .*, then saving"
+        assert early or all(re.search(said, log) for log in ended.logs), told
     else:  # the log's last line names the culprit
         last = ended.logs[1 - victim].rstrip().splitlines()[-1]
         assert f"process {victim}" in last and "75" in last, told

@@ -35,10 +35,11 @@ RIGHT = {
     ("cdcd_jax.data.files", "tempfile"): "large files, written on this machine before they are copied into a bucket",
     ("cdcd_jax.doors", "os.path"): "the --config file, which is Python and run from this machine's disk",
     ("cdcd_jax.parallel.agreement", "pathlib"): "the package's own source, whose digest the processes compare",
+    ("cdcd_jax.training.checkup", "shutil"): "how much of this machine's disk is free",
     ("cdcd_jax.training.journal", "tempfile"): "TensorBoard's events, written on this machine before they are copied into a bucket",
     ("cdcd_jax.training.lock", "fsspec"): "an object that is created only if it is not there, for which epath has no word",
     ("cdcd_jax.training.seal", "fsspec"): "sizes and checksums of a whole folder in one listing",
-    ("cdcd_jax.training.steps", "fsspec"): "what a folder holds now, and to remove or copy a whole one",
+    ("cdcd_jax.training.folders", "fsspec"): "what a folder holds now, and to remove or copy a whole one",
     ("cdcd_jax.training.lock", "os.readlink"): "/proc, about processes of this machine",
     ("cdcd_jax.training.lock", "pathlib"): "/proc, about processes of this machine",
 }

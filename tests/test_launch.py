@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,12 +24,13 @@ file={folder}/$JAX_PROCESS_ID
 code=$(head -1 $file); sed -i 1d $file
 [[ $code == kill ]] && kill -9 $$
 [[ $code == hang ]] && exec sleep 60
+[[ $code == wait ]] && exec {python} {folder}/wait
 exit $code
 """
 
 
-def launch(folder: pathlib.Path, lives: list[list[object]], *options: str, grace: int = 20) -> subprocess.CompletedProcess[str]:
-    """Runs the launcher on stubs; lives[i] are the codes with which process i ends in its lives."""
+def begin(folder: pathlib.Path, lives: list[list[object]], *options: str, grace: int = 20, **streams: Any) -> subprocess.Popen[str]:
+    """Starts the launcher on stubs; lives[i] are the codes with which process i ends in its lives."""
     stub = folder / "python"
     stub.write_text(STUB.format(python=sys.executable, folder=folder))
     stub.chmod(0o755)
@@ -36,7 +38,14 @@ def launch(folder: pathlib.Path, lives: list[list[object]], *options: str, grace
         (folder / str(index)).write_text("".join(f"{code}\n" for code in codes))
     environment = os.environ | {"PYTHON": str(stub), "GRACE": str(grace)}
     command = [str(LAUNCHER), *options, str(len(lives)), "--a=b c", "--d"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **streams)
+
+
+def launch(folder: pathlib.Path, lives: list[list[object]], *options: str, grace: int = 20) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end."""
+    launcher = begin(folder, lives, *options, grace=grace, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said, errors = launcher.communicate(timeout=60)
+    return subprocess.CompletedProcess(launcher.args, launcher.returncode, said, errors)
 
 
 def test_all_end_well(tmp_path: pathlib.Path) -> None:
@@ -52,6 +61,7 @@ def test_all_end_well(tmp_path: pathlib.Path) -> None:
         ([[75, 0], [75, 0]], [], 0, 2),
         ([["kill", 0], [75, 0]], [], 0, 2),
         ([[75] * 9, [0] * 9], [], 75, 4),
+        ([["kill"] * 9, [75] * 9], ["--max-restarts=1"], 75, 2),
         ([[75] * 9, [75] * 9], ["--max-restarts=1"], 75, 2),
         ([[75] * 9, [75] * 9], ["--max-restarts=0"], 75, 1),
         ([[2], [75]], [], 2, 1),
@@ -64,6 +74,52 @@ def test_its_rules(tmp_path: pathlib.Path, lives: list[list[object]], options: l
     ended = launch(tmp_path, lives, *options)
     assert ended.returncode == code, ended.stderr
     assert ended.stdout.count("0 of 2") == starts == 1 + ended.stderr.count("again (")
+    gave_up = f"gave up after {starts - 1} restarts (--max-restarts={starts - 1}), with 75; the same command goes on.\n"
+    assert ended.stderr.endswith(gave_up) == (code == 75) and "line " not in ended.stderr, ended.stderr
+
+
+def test_it_says_by_which_signal_a_process_ended(tmp_path: pathlib.Path) -> None:
+    ended = launch(tmp_path, [["kill"], [75]], "--max-restarts=0")
+    assert "processes ended with 137 (SIGKILL), 75\n" in ended.stderr, ended.stderr
+
+
+def test_help_is_what_the_file_begins_with() -> None:
+    ended = subprocess.run([str(LAUNCHER), "--help"], capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "") and "launch/local_multihost.sh [--max-restarts=K] N ARGS..." in ended.stdout
+    assert "#" not in ended.stdout and "set -" not in ended.stdout
+
+
+# Says which signals it got, and ends with a last word a while after the first.
+WAIT = """
+import signal, sys, time
+got = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: got.append(number))
+print("waiting", flush=True)
+while not got:
+    time.sleep(0.02)
+time.sleep(0.5)
+print("got", [number.name for number in map(signal.Signals, got)], flush=True)
+sys.exit(130 if signal.SIGINT in got else 75)
+"""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_to_its_whole_group_reaches_each_process_once_and_the_last_words_come(
+    tmp_path: pathlib.Path, number: signal.Signals, code: int
+) -> None:
+    """As a terminal sends Ctrl-C, to all that it started."""
+    (tmp_path / "wait").write_text(WAIT)
+    with (tmp_path / "log").open("w") as log:
+        launcher = begin(tmp_path, [["wait", 0], ["wait", 0]], stdout=log, stderr=log)
+        end = time.monotonic() + 30
+        while (tmp_path / "log").read_text().count("waiting") < 2:
+            assert launcher.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        os.killpg(launcher.pid, number)
+        assert launcher.wait(30) == code
+    said = (tmp_path / "log").read_text()
+    assert all(f"[{index}] got ['{number.name}']\n" in said for index in range(2)) and "again (" not in said, said
 
 
 def test_one_that_does_not_end_with_the_others_is_killed(tmp_path: pathlib.Path) -> None:
@@ -76,9 +132,11 @@ def test_one_that_does_not_end_with_the_others_is_killed(tmp_path: pathlib.Path)
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "where N is how many processes to run, not ''"),
+        ([], "the number of processes must be a whole number from 1 to 9999, not ''"),
         (["two", "--a"], "not 'two'"),
+        (["0"], "not '0'"),
         (["--max-restart=2", "2"], "unknown option --max-restart=2"),
+        (["-n", "2"], "unknown option -n"),
         (["--max-restarts=x", "2"], "--max-restarts=x must be a whole number"),
     ],
 )

@@ -75,7 +75,6 @@ def test_interrupted_or_killed_it_goes_on(tmp_path, door_environment, number):
     lines = [line for line in said.splitlines() if not re.match(r"(parts|shards) \w+ \d+/\d+ ", line)]
     assert lines == (["interrupted."] if number == signal.SIGINT else [])
     assert not (tmp_path / "out" / "manifest.json").exists()
-    kept = {path.name: path.stat().st_mtime_ns for path in tokens.glob("*.json")}
     ended = forked.door("prepare", *flags)
-    assert ended.code == 0 and kept, ended.stderr
+    assert ended.code == 0, ended.stderr
     assert sorted(os.listdir(tmp_path / "out" / "tokenizer")) == ["tokenizer.json"] and not (tmp_path / "out" / "unfinished").exists()

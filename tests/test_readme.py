@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests import tiny
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -48,10 +50,10 @@ def test_make_demo_leaves_what_the_readme_promises(demo: tuple[pathlib.Path, str
 
 def test_a_second_make_demo_says_that_all_is_done_and_changes_nothing(demo: tuple[pathlib.Path, str], door_environment: dict[str, str]) -> None:
     workdir, _ = demo
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    before = tiny.snapshot(workdir)
     done = run(["make", "demo", f"WORKDIR={workdir}", f"TRAIN_FLAGS={' '.join(OVERRIDES)}"], door_environment)
     assert "is complete" in done.stderr and "All is done" in done.stdout
-    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
+    assert tiny.snapshot(workdir) == before
 
 
 def test_every_command_runs(demo: tuple[pathlib.Path, str], door_environment: dict[str, str], tmp_path: pathlib.Path) -> None:
@@ -59,7 +61,7 @@ def test_every_command_runs(demo: tuple[pathlib.Path, str], door_environment: di
     own = tmp_path / "my.txt"
     own.write_text((ROOT / "docs" / "DESIGN.md").read_text() * 8)
     doors = [line for line in commands("python -m") if "runs/demo" not in line or "cdcd_jax.train" not in line]
-    assert len(doors) == 5, "sample twice, evaluate, report, and a training on one's own text"
+    assert len(doors) == 7, "sample twice, evaluate, report, a training on one's own text, plan, and doctor"
     for line in doors:
         line = line.replace("runs/demo", str(workdir)).replace("runs/mine", str(tmp_path / "mine")).replace("my.txt", str(own))
         words = [sys.executable, *shlex.split(line)[1:]]

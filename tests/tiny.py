@@ -175,9 +175,9 @@ def overfitted() -> Model:
 
 
 def snapshot(folder: pathlib.Path) -> dict[str, tuple[int, str]]:
-    """Every path below a folder with its time of change and its content."""
+    """Every path below a folder with its time of change and its content; but for a workdir's lock, which names its last holder."""
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(path for path in folder.rglob("*") if path.name != "lock"):
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         found[str(path.relative_to(folder))] = (path.stat().st_mtime_ns, content)
     return found

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-from cdcd_jax.config import UserError, did_you_mean, sentence
+from cdcd_jax.config import TryAgain, UserError, did_you_mean, sentence
 from cdcd_jax.data import files, records
 from cdcd_jax.data.workers import Map
 
@@ -69,20 +69,20 @@ def _map(options: PipelineOptions, path: epath.Path, function: Callable[[Any], A
     path.unlink()
     if not files.in_bucket(path) and not any(path.parent.iterdir()):
         path.parent.rmdir()
-    for _, mistake, _ in found:
-        if mistake:
-            raise UserError(mistake)
+    for _, told, _ in found:
+        if told is not None:
+            raise told
     return [result for _, _, result in found]
 
 
-def _numbered(function: Callable[[Any], Any], numbered: tuple[int, Any]) -> tuple[int, str, Any]:
-    """A mistake of the user's is a result: as an error it would be tried again, and come back wrapped in words of Beam's."""
+def _numbered(function: Callable[[Any], Any], numbered: tuple[int, Any]) -> tuple[int, UserError | TryAgain | None, Any]:
+    """What is told to the user is a result: as an error it would be tried again, and come back wrapped in words of Beam's."""
     number, item = numbered
     try:
-        return number, "", function(item)
-    except UserError as error:
-        return number, str(error), None
+        return number, None, function(item)
+    except (UserError, TryAgain) as error:
+        return number, error, None
 
 
-def _write(path: str, found: list[tuple[int, str, Any]]) -> None:
+def _write(path: str, found: list[tuple[int, UserError | TryAgain | None, Any]]) -> None:
     files.write_whole(epath.Path(path), pickle.dumps(found))

@@ -9,7 +9,10 @@ import fnmatch
 import functools
 import importlib.util
 import logging
+import re
 import secrets
+import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -18,7 +21,7 @@ from collections.abc import Iterator
 import fsspec
 from etils import epath
 
-from cdcd_jax.config import UserError
+from cdcd_jax.config import TryAgain, UserError
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # what fsspec needs for each kind of bucket
 SECONDS = 45.0  # for a bucket's first answer, the search for credentials and the packages' own retries included
@@ -27,6 +30,15 @@ BEYOND = (
     ("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError"), ("gcsfs.retry", "HttpError"),
     ("gcsfs.retry", "NonRetryableError"), ("google.auth.exceptions", "GoogleAuthError"),
 )  # fmt: skip
+# Of these, and of what they stand on, what tells of a connection that was lost or never made. The rest is refusal, or says its HTTP status.
+CONNECTION = (
+    ("aiohttp", "ClientConnectionError"), ("aiohttp", "ClientPayloadError"), ("botocore.exceptions", "ConnectionError"),
+    ("botocore.exceptions", "HTTPClientError"), ("google.auth.exceptions", "TransportError"), ("requests.exceptions", "ConnectionError"),
+    ("requests.exceptions", "Timeout"),
+)  # fmt: skip
+BUSY = (408, 429, 500, 502, 503, 504)  # the HTTP statuses of a store that has too much to do, or is being mended
+# tensorstore raises a ValueError for everything; what happened stands in its text.
+TOLD_BY_TENSORSTORE = re.compile(rf"\[(http_response_code='({'|'.join(map(str, BUSY))})'|curl_code='\d+')\]|^(UNAVAILABLE|DEADLINE_EXCEEDED):")
 
 
 def in_bucket(path: epath.PathLike) -> bool:
@@ -37,8 +49,8 @@ def in_bucket(path: epath.PathLike) -> bool:
 def locate(name: epath.PathLike) -> epath.Path:
     """The path of a file or folder, `~` expanded. It need not exist, but a bucket must.
 
-    Raises UserError, naming the bucket, if it does not exist, refuses, or does not answer in time, if its package is not installed, and for any
-    other kind of address.
+    Raises UserError, naming the bucket, if it does not exist or refuses, if its package is not installed, and for any other kind of address;
+    TryAgain if it does not answer in time, or answers that it cannot just now.
     """
     scheme, mark, rest = str(name).partition("://")
     if not mark:
@@ -78,16 +90,47 @@ def _reach(bucket: str) -> None:
     thread.start()
     thread.join(SECONDS)
     if not answer:
-        raise UserError(f"the bucket {bucket} did not answer within {SECONDS:.0f} s: check its name, the network and this machine's credentials.")
+        raise TryAgain(f"the bucket {bucket} did not answer within {SECONDS:.0f} s: check its name, the network and this machine's credentials.")
     if isinstance(answer[0], FileNotFoundError):
         raise UserError(f"the bucket {bucket} does not exist, or this account may not see it: make it first, or name another.")
     if answer[0] is not None:
-        raise UserError(f"the bucket {bucket} cannot be used ({reason(answer[0])}): check its name and this machine's credentials.") from answer[0]
+        advice = "" if transient(answer[0]) else ": check its name and this machine's credentials"
+        raise failed(answer[0], f"the bucket {bucket} cannot be used ({reason(answer[0])}){advice}.") from answer[0]
 
 
 def failures() -> tuple[type[Exception], ...]:
     """What access to a file may raise: OSError, and what the packages for buckets raise besides, as far as they are in use."""
-    return (OSError, *(getattr(sys.modules[module], name) for module, name in BEYOND if module in sys.modules))
+    return (OSError, *_in_use(BEYOND))
+
+
+def transient(error: BaseException) -> bool:
+    """Whether a failure may be gone in a minute: a connection that was lost or timed out, a store that is busy. Not what refuses, or is missing."""
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    if any(isinstance(each, ssl.SSLCertVerificationError) for each in chain):
+        return False
+    # A broken pipe is not among them: it is a reader of our output that has gone, as `head` does.
+    lost = (ConnectionResetError, ConnectionAbortedError, ConnectionRefusedError, TimeoutError, socket.gaierror)
+    return any(isinstance(each, lost + _in_use(CONNECTION)) or _status(each) in BUSY or TOLD_BY_TENSORSTORE.search(str(each)) for each in chain)
+
+
+def failed(error: BaseException, told: str) -> UserError | TryAgain:
+    """What to raise for a failed access, of which `told` tells: TryAgain where it may be gone in a minute."""
+    return TryAgain(told) if transient(error) else UserError(told)
+
+
+def _in_use(names: tuple[tuple[str, str], ...]) -> tuple[type[Exception], ...]:
+    """Those of the packages that were imported."""
+    return tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status that a package's error carries; 0 for none."""
+    response = getattr(error, "response", None)  # botocore's; what other packages have by this name is no dict
+    found = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    text = str(found or getattr(error, "code", None) or getattr(error, "status", None))  # gcsfs's, aiohttp's
+    return int(text) if text.isdigit() else 0
 
 
 def reason(error: Exception) -> str:
@@ -97,15 +140,18 @@ def reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def writing(what: object) -> Iterator[None]:
-    """Turns a failure inside the block into the UserError that `what` (a path, or words with one) cannot be written, and why."""
+    """Turns a failure inside the block into the UserError, or TryAgain, that `what` (a path, or words with one) cannot be written, and why."""
     try:
         yield
     except failures() as error:
-        raise UserError(f"{what} cannot be written ({reason(error)}).") from error
+        raise failed(error, f"{what} cannot be written ({reason(error)}).") from error
 
 
 def write_whole(path: epath.Path, content: str | bytes) -> None:
-    """Writes a file, whose folder is made if missing, so that a reader sees the old content or the new, never a part. Raises UserError."""
+    """Writes a file, whose folder is made if missing, so that a reader sees the old content or the new, never a part.
+
+    Raises UserError, or TryAgain, as `writing` does.
+    """
     data = content.encode() if isinstance(content, str) else content
     with writing(path):
         if in_bucket(path):

@@ -18,8 +18,8 @@ from cdcd_jax.data import padding, prepared, sources, tokenizers
 
 # "tokens" int32 [n, L]; and where rows hold several documents, or padding, "segments" int32 [n, L]: 1, 2, ... in the row, 0 for padding.
 Batch = dict[str, np.ndarray]
-# One thread keeps up, since a batch is one vectorised call. Python's lock is what the loop waits for: the thread takes it as soon as the loop has
-# taken a batch, and a batch made row by row kept it for a hundredth of the demo's step. Two batches ahead outlast a slow read.
+# One thread keeps up, since a batch is made in one vectorised call. The thread begins the next batch just when the loop has taken one, and what the
+# loop may wait for is Python's lock: more threads, or batches made row by row, would only hold it for longer. Two batches ahead outlast a slow read.
 READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 
 
@@ -108,6 +108,9 @@ def load_corpus(config: DataConfig, tokenizer: tokenizers.Tokenizer | None = Non
         pads = padding.Pads(corpus.tokenizer.vocab_size, config.pad_insertion)
         counts = padding.with_pads(corpus.token_counts, pads)
         corpus = dataclasses.replace(corpus, tokenizer=tokenizers.WithPad(corpus.tokenizer), token_counts=counts, pads=pads)
+    if tokenizer is not None and (tokenizer.pad_id is None) != (config.pad_insertion == 0):
+        began = "without" if tokenizer.pad_id is None else "with"
+        raise UserError(f"this run began {began} PAD in its vocabulary, so data.pad_insertion = {config.pad_insertion} does not fit it.")
     if tokenizer is not None and tokenizer.fingerprint != corpus.tokenizer.fingerprint:
         raise UserError(f"data.source {config.source!r} was prepared with another tokenizer than this run has: name the folder that it began with.")
     return corpus

@@ -57,7 +57,7 @@ def _size(path: epath.Path) -> int:
     try:
         return path.stat().length
     except files.failures() as error:
-        raise UserError(f"data.source file {str(path)!r} cannot be read: {files.reason(error)}.") from error
+        raise files.failed(error, f"data.source file {str(path)!r} cannot be read: {files.reason(error)}.") from error
 
 
 def _grouped(sized: list[tuple[epath.Path, int]], share: int, divisible: bool) -> Groups:
@@ -129,7 +129,7 @@ def _matching(source: str) -> list[epath.Path]:
         kind = files.kind(path)
         return [path] if kind == "file" else files.matching(path) if kind is None and any(c in source for c in "*?[") else []
     except files.failures() as error:
-        raise UserError(f"data.source {source!r} cannot be read: {files.reason(error)}.") from error
+        raise files.failed(error, f"data.source {source!r} cannot be read: {files.reason(error)}.") from error
 
 
 def _paths(source: str) -> list[epath.Path]:

@@ -128,7 +128,7 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     words = {"text": "the text is another", "tokenizer": "the tokenizer is another", "format": "it was made by another version"}
     keys = [key for key in here if there.get(key) != here[key]]
     if any(key.removeprefix("data.") in ("text_key", "alphabet", "split", "valid_fraction", "test_fraction", "valid_split") for key in keys):
-        keys.remove("text")
+        keys = [key for key in keys if key != "text"]
     return ", and ".join(words.get(key, f"{key} = {there.get(key)!r} there and {here[key]!r} here") for key in keys)
 
 
@@ -187,7 +187,7 @@ def _begin(folder: epath.Path, plan: dict[str, Any], say: Callable[[str], None])
         say(f"{folder} is begun anew: {_differences(there, plan)}.")
     for name in _read(path.with_name(SHARD_NAMES)) or []:
         (folder / name).unlink(missing_ok=True)
-    _take_away(path.parent, but="lock")
+    _take_away(path.parent, but=("lock", path.name))  # without its plan the folder would not be known for ours
     files.write_whole(path, json.dumps(plan, indent=2) + "\n")
 
 
@@ -198,11 +198,11 @@ def _ours(unfinished: epath.Path) -> tuple[list[epath.Path], bool]:
     return ours, len(ours) == len(found)
 
 
-def _take_away(unfinished: epath.Path, but: str = "") -> None:
+def _take_away(unfinished: epath.Path, but: tuple[str, ...] = ()) -> None:
     """Removes what was written here, and the folder if nothing else is in it."""
     ours, all_of_it = _ours(unfinished)
     for path in ours:
-        if path.name != but:
+        if path.name not in but:
             path.rmtree() if files.kind(path) == "directory" else path.unlink()
     if all_of_it and not but and not files.in_bucket(unfinished) and unfinished.exists():
         unfinished.rmdir()
@@ -242,6 +242,11 @@ def _made(config: DataConfig, parts: list[sources.Part], run: Map, watch: Watch)
     counts[join] = counts.get(join, 0) - len(splits)  # the first document of a split is joined to none
     counts = {character: number for character, number in counts.items() if number > 0}
     train -= len(join)
+    if train <= 0:
+        raise UserError(
+            f"the train split of {config.source!r} is empty: data.valid_fraction = {config.valid_fraction} and data.test_fraction = "
+            f"{config.test_fraction} leave it no document."
+        )
     if config.tokenizer != "sentencepiece":
         return tokenizers.from_sample(config, [], train, counts)
     fraction = unigram.TRAINING_CHARACTERS / max(train, 1)
@@ -311,8 +316,8 @@ def _cut(stretches: list[Stretch], ends: list[int], first: int, last: int) -> It
 
 
 def _check_sizes(config: DataConfig, layouts: dict[str, Layout]) -> None:
-    """Raises UserError where a split is too small to be used: one row to train on, two to hold out, of which alone there is a standard error."""
-    for split, least in (("train", 1), ("valid", 2), ("test", 1)):
+    """Raises UserError where a split is too small to be used: one row to train on, two to score, of which alone there is a standard error."""
+    for split, least in (("train", 1), ("valid", 2), ("test", 2)):
         tokens, rows = layouts[split].tokens, layouts[split].records
         if rows < least and (tokens or split != "test"):
             raise UserError(

@@ -6,6 +6,7 @@ copied to this machine, where they are known by their content.
 
 import dataclasses
 import os
+import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -30,7 +31,7 @@ def is_folder(source: str) -> bool:
     try:
         return files.kind(files.locate(source)) == "directory"
     except files.failures() as error:
-        raise UserError(f"data.source {source!r} cannot be read: {files.reason(error)}.") from error
+        raise files.failed(error, f"data.source {source!r} cannot be read: {files.reason(error)}.") from error
 
 
 def open_folder(config: DataConfig) -> "Folder":
@@ -43,7 +44,7 @@ def open_folder(config: DataConfig) -> "Folder":
     try:
         return _open(path, config)
     except files.failures() as error:
-        raise UserError(f"data.source {config.source!r} cannot be read: {files.reason(error)}.") from error
+        raise files.failed(error, f"data.source {config.source!r} cannot be read: {files.reason(error)}.") from error
 
 
 def _open(path: epath.Path, config: DataConfig) -> "Folder":
@@ -72,7 +73,8 @@ def _open(path: epath.Path, config: DataConfig) -> "Folder":
 
 def _check_config(config: DataConfig, manifest: Manifest, tokenizer: tokenizers.Tokenizer) -> None:
     """Raises UserError where the config asks for other rows, or for another tokenizer."""
-    made = {"sequence_length": manifest.record_length, "packing": manifest.packing, "alphabet": manifest.config["alphabet"]}
+    made = {"sequence_length": manifest.record_length, "packing": manifest.packing}
+    made |= {key: manifest.config[key] for key in ("alphabet", "text_key", "split", "valid_fraction", "test_fraction", "valid_split")}
     made["tokenizer"] = tokenizer.name
     if tokenizer.name == "sentencepiece":
         made["vocab_size"] = tokenizer.vocab_size
@@ -123,9 +125,10 @@ class Folder:
 
 
 class Records:
-    """The records of some shards, one shard after the other: pipeline.Rows. Shards are opened when they are first read."""
+    """The records of some shards, one shard after the other: pipeline.Rows. A shard is opened when it is first read, and stays open."""
 
     def __init__(self, folder: Folder, shards: list[Shard]):
+        _allow_open_files(len(folder.manifest.shards))
         self._folder, self._shards = folder, shards
         self._ends = np.cumsum([shard.num_records for shard in shards], dtype=np.int64)
         self._readers: dict[int, ArrayRecordReader] = {}
@@ -141,14 +144,29 @@ class Records:
         return records.from_bytes(found, self._folder.manifest)
 
     def _record(self, number: int, i: int) -> bytes:
-        shard = self._shards[number]
         if number not in self._readers:
-            self._readers[number] = ArrayRecordReader(self._folder.local(shard), RANDOM_ACCESS, file_reader_buffer_size=2048)
+            self._readers[number] = self._opened(self._shards[number])
         try:
             # As a range of one: a list of records takes ArrayRecord a time that grows with the shard, fifty times as much.
             return self._readers[number].read(i, i + 1)[0]
         except RuntimeError as error:  # ArrayRecord raises this whatever it is
-            raise UserError(f"the shard {self._folder.path / shard.name} cannot be read any more ({str(error).partition(';')[0]}).") from error
+            path = self._folder.path / self._shards[number].name
+            raise UserError(f"the shard {path} cannot be read any more ({str(error).partition(';')[0]}).") from error
+
+    def _opened(self, shard: Shard) -> ArrayRecordReader:
+        reader = ArrayRecordReader(self._folder.local(shard), RANDOM_ACCESS, file_reader_buffer_size=2048)
+        if reader.num_records() != shard.num_records:  # ArrayRecord says no more when it cannot open a file
+            path = self._folder.path / shard.name
+            raise UserError(f"the shard {path} cannot be opened any more: it is gone or changed, or too many files are open.")
+        return reader
+
+
+def _allow_open_files(number: int) -> None:
+    """Lets this process keep so many files open, and some hundred others: the system's usual limit is 1,024, which it allows to be raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def _cached(path: epath.Path, shard: Shard) -> tuple[epath.Path, str]:
@@ -161,5 +179,5 @@ def _cached(path: epath.Path, shard: Shard) -> tuple[epath.Path, str]:
         with files.filling(copy, cache) as partial:
             path.copy(partial, overwrite=True)
     except files.failures() as error:
-        raise UserError(f"the shard {path} cannot be copied to {copy}: {files.reason(error)}.") from error
+        raise files.failed(error, f"the shard {path} cannot be copied to {copy}: {files.reason(error)}.") from error
     return copy, records.fault(str(cache), named)

@@ -95,7 +95,7 @@ def read_manifest(folder: epath.Path) -> Manifest:
         if manifest.dtype not in ("uint16", "uint32") or manifest.num_records != sum(shard.num_records for shard in manifest.shards):
             raise ValueError("it contradicts itself")
     except files.failures() as error:
-        raise UserError(f"{path} cannot be read: {files.reason(error)}.") from error
+        raise files.failed(error, f"{path} cannot be read: {files.reason(error)}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the text anew.") from error
     return manifest
@@ -149,7 +149,10 @@ def write_shard(path: epath.Path, found: Iterable[bytes]) -> None:
 
 
 def read_shard(path: epath.Path, size: int = 4096) -> Iterable[list[bytes]]:
-    """The records of a file on this machine's disk, in order, so many at a time. Raises UserError when it is damaged."""
+    """The records of a file on this machine's disk, in order, so many at a time. Raises UserError when one is damaged.
+
+    ArrayRecord takes a file that was cut short for an empty one: whether it is whole, `fault` tells.
+    """
     try:
         reader = ArrayRecordReader(str(path))
         for first in range(0, reader.num_records(), size):
@@ -182,7 +185,7 @@ def read_token_counts(folder: epath.Path) -> Int64[np.ndarray, "V"]:
     try:
         counts = np.array(json.loads(path.read_text()))
     except files.failures() as error:
-        raise UserError(f"{path} cannot be read: {files.reason(error)}.") from error
+        raise files.failed(error, f"{path} cannot be read: {files.reason(error)}.") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): prepare the text anew.") from error
     if counts.ndim != 1 or counts.dtype != np.int64 or counts.min() < 0:

@@ -153,6 +153,8 @@ def _divided(uses: list[Use], number: int, fractions: Fractions, config: DataCon
         raise UserError(f"data.source {config.source!r} has no text for training; its train split is empty.")
     if not any(fractions):
         return uses
+    if number == 1 and not uses[0].span.is_text:
+        raise UserError(f"data.source {config.source!r} is a single document, which is not divided; give more, or files for each split ({{split}}).")
     rule = places.rule(config, [use.span.kind for use in uses])
     if rule == "hash" and number == 1:
         raise UserError(f'data.split = "hash" divides documents, and data.source {config.source!r} is a single one; use "tail" or "exact".')

@@ -119,7 +119,7 @@ class Writer:
 
     def _begun(self, text: str) -> list[str]:
         """The text of the first document: its first words, the same if a document comes before, and the rest; or as it is, if none may."""
-        self._alone = not _can_encode(self._tokenizer, self._join)
+        self._alone = not _can_encode(self._tokenizer, self._join)  # type: ignore[arg-type] # hashed as the object that it is
         if self._alone:
             return [text]
         head = text[: next_word(text, 1)]

@@ -174,7 +174,7 @@ def _blocks(name: str, start: int = 0) -> Iterator[bytes]:
             while block := file.read(BLOCK):
                 yield block
     except files.failures() as error:
-        raise _bad(name, f"cannot be read: {files.reason(error)}") from error
+        raise files.failed(error, f"data.source file {name!r} cannot be read: {files.reason(error)}.") from error
 
 
 def _between(name: str, start: int, stop: int) -> Iterator[bytes]:
@@ -191,7 +191,7 @@ def _unpacked(name: str, see: Callable[[bytes], None]) -> Iterator[bytes]:
     if name.endswith(".gz"):
         return _unpack(name, blocks, lambda: zlib.decompressobj(31), "gzip")  # 31: with gzip's header and checksum
     if name.endswith(".zst"):
-        return _unpack(name, blocks, lambda: zstandard.ZstdDecompressor().decompressobj(), "Zstandard")
+        return _unpack(name, blocks, lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(), "Zstandard")
     return blocks
 
 

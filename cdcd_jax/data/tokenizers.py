@@ -266,6 +266,8 @@ def load(directory: epath.PathLike) -> Tokenizer:
             raise KeyError(kind)
         same = tokenizer.fingerprint == fingerprint and tokenizer.vocab_size == about["vocab_size"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if files.transient(error):
+            raise files.failed(error, f"the tokenizer in {str(directory)!r} cannot be read: {files.reason(error)}.") from error
         raise UserError(f"the tokenizer in {str(directory)!r} is damaged ({type(error).__name__}: {error}); restore it, or train anew.") from error
     if not same:
         raise UserError(

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from cdcd_jax.config import UserError
+from cdcd_jax.config import TryAgain, UserError
 
 # What `map` is, and what does the same with several processes or machines: the results, in the order of the items.
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -37,7 +38,7 @@ def cores() -> int:
 def pool(number: int, own: bool = False) -> Iterator[Map]:
     """A map over so many worker processes, which are there until the block ends; a single one is this process, unless it is to be one of its own.
 
-    Functions must be module-level, or functools.partial of such. A UserError of one is raised here. Raises UserError if a worker is killed.
+    Functions must be module-level, or functools.partial of such. A UserError or TryAgain of one is raised here; a UserError says that one was killed.
     """
     if number == 1 and not own:
         yield map
@@ -86,11 +87,11 @@ def _map(workers: list[_Worker], function: Callable[[Any], Any], items: Iterable
         for connection in wait([connection for connection, numbers in at_work.items() if numbers]):
             assert isinstance(connection, Connection)
             try:
-                mistake, result = connection.recv()
+                told, result = connection.recv()
             except (EOFError, ConnectionResetError) as error:
                 raise _death(next(worker.process for worker in workers if worker.connection is connection)) from error
-            if mistake:
-                raise UserError(mistake)
+            if told is not None:
+                raise told
             done[at_work[connection].popleft()] = result
             give(connection)
         while following in done:
@@ -109,7 +110,7 @@ def _death(process: subprocess.Popen[bytes]) -> Exception:
 
 
 def serve(descriptor: int) -> None:
-    """What a worker does: calls functions until the connection is closed. An error that is no UserError ends it, with its traceback."""
+    """What a worker does: calls functions until the connection is closed. An error that is not for the user to read ends it, with its traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(descriptor)
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -117,9 +118,9 @@ def serve(descriptor: int) -> None:
     while True:
         function, item = tasks.get()
         try:
-            answer = ("", function(item))
-        except UserError as error:
-            answer = (str(error), None)
+            answer: tuple[Exception | None, Any] = (None, function(item))
+        except (UserError, TryAgain) as error:
+            answer = (error, None)
         try:
             connection.send(answer)
         except OSError:  # nobody is there any more
@@ -128,8 +129,13 @@ def serve(descriptor: int) -> None:
 
 def _listen(connection: Connection, tasks: queue.SimpleQueue[Any]) -> None:
     """A thread, so that a worker in the middle of its work ends as well."""
-    while True:
-        try:
+    code = 1  # what came cannot be read: the other side must hear that nobody works at it
+    try:
+        while True:
             tasks.put(connection.recv())
-        except (EOFError, OSError):
-            os._exit(0)
+    except (EOFError, OSError):
+        code = 0
+    finally:
+        if code:
+            traceback.print_exc()
+        os._exit(code)

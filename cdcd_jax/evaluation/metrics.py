@@ -134,7 +134,7 @@ def sample_metrics(model: Model, samples: list[Sample], corpus: pipeline.Corpus,
 
     return {
         "num_samples": len(samples),
-        "entropy": token_entropy([s.tokens for s in samples]),
+        "entropy": token_entropy([[i for i in s.tokens if i != model.tokenizer.pad_id] for s in samples]),
         # Of as much text as was sampled: the entropy of few tokens comes out lower than that of many.
         "entropy_heldout": token_entropy(held_out(len(samples))),
         "valid_word_rate": valid_word_rate([s.text for s in samples], known),

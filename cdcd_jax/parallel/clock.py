@@ -20,12 +20,17 @@ class Clock:
         self.steps = 0  # finished in this life
         self._spent = dict.fromkeys(PHASES, 0.0)
         self._now = ("start", time.monotonic())
+        self._anew = 0.0  # when the time that a phase may last began anew
 
     @property
     def now(self) -> tuple[str, float]:
-        """(the phase under way, the seconds it has lasted)."""
+        """(the phase under way, the seconds that count against its deadline)."""
         name, since = self._now
-        return name, time.monotonic() - since
+        return name, time.monotonic() - max(since, self._anew)
+
+    def begin_anew(self) -> None:
+        """What lies before does not count against the deadline of the phase under way, only as time spent. From any thread."""
+        self._anew = time.monotonic()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -53,8 +58,8 @@ class Clock:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each phase, the one under way included."""
-        name, lasted = self.now
-        return self._spent | {name: self._spent[name] + lasted}
+        name, since = self._now
+        return self._spent | {name: self._spent[name] + time.monotonic() - since}
 
     @property
     def step_seconds(self) -> float | None:

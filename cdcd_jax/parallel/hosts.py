@@ -4,7 +4,9 @@ Everything here does nothing, or is about one process, where no launcher says th
 key-value store of JAX's coordination service, which lives in process 0.
 """
 
+import contextlib
 import ctypes
+import dataclasses
 import json
 import os
 import signal
@@ -12,29 +14,28 @@ import socket
 import sys
 import threading
 import time
-from importlib.metadata import entry_points
-from importlib.util import find_spec
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed  # the coordination service's client has no public name yet
 
-from cdcd_jax.config import AGAIN, HostsConfig, UserError, sentence
+from cdcd_jax.config import AGAIN, HostsConfig, sentence
+from cdcd_jax.parallel.job import Job
+from cdcd_jax.parallel.rollcall import reachable
 
 INTERVAL = 1.0  # seconds between two signs of life
-LISTEN = "CDCD_MULTIHOST"  # 1: let JAX find out from the platform (TPU pods, GKE, SLURM, MPI) who the processes are
-EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # or these say so: host:port, N, 0 .. N - 1
-# mallopt's numbers in glibc's malloc.h
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+WRITE_SECONDS = 2.0  # how long a process that leaves waits for whoever reads its last lines
 
 _joined = False  # whether the processes have met
 _waiting = ""  # what this process waits for while it meets the others
 _final: int | None = None  # the exit code, once the job has ended well
 _leaving = threading.Lock()  # held by the first thread that ends the process
+_leaver: tuple[int, int, str] | None = None  # that thread, the code, the last lines
 _abort_handler: Any = None  # a reference, or Python would collect what C calls
 
 
-class Failure(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Failure:
     """What a process said before it left."""
 
     name: str
@@ -43,12 +44,14 @@ class Failure(NamedTuple):
 
     def follow(self) -> NoReturn:
         """Ends this process as that one ended."""
-        leave(self.code, f"{self.name} failed, and said: {self.sentence}", tell=False)
+        leave(self.code, f"{self.name} left with {self.code}, and said: {self.sentence}", tell=False)
 
 
-class Seen(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Seen:
     """The last sign of life of a process."""
 
+    index: int
     name: str
     phase: str
     lasted: float  # seconds in that phase
@@ -69,17 +72,23 @@ def several() -> bool:
     return _joined
 
 
-def _index() -> int:
+def me() -> int:
+    """Which of the processes this one is."""
     return distributed.global_state.process_id
 
 
 def name() -> str:
     """How this process is called in the log."""
-    return _called(_index(), socket.gethostname()) if several() else "this process"
+    return _called(me(), socket.gethostname()) if several() else "this process"
 
 
 def _called(index: int, host: str) -> str:
     return f"process {index} of {distributed.global_state.num_processes} on {host}"
+
+
+def told_early() -> str:
+    """What a process says that is told to stop while it starts."""
+    return f"{name()} was told to stop (SIGTERM) before its first step; there was nothing to save."
 
 
 def meeting() -> bool:
@@ -98,80 +107,40 @@ def wait_for(what: str) -> None:
     _waiting = what
 
 
-def join(config: HostsConfig) -> None:
-    """Meets the other processes, if a launcher says that there are any; before the first use of a device.
-
-    Raises UserError for settings that make no sense, and when the coordinator's address answers nobody within hosts.meet_seconds.
-    """
+def join(job: Job, config: HostsConfig) -> None:
+    """Starts or reaches JAX's coordination service, once all have answered the roll call; before the first use of a device."""
     global _joined
-    _watch_gpus(config)
-    given = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
-    if os.environ.get(LISTEN) != "1" and not given:
-        return
-    arguments: dict[str, Any] = {}
-    if given:
-        if len(given) < len(EXPLICIT):
-            missing = " and ".join(name for name in EXPLICIT if name not in given)
-            raise UserError(f"{' and '.join(given)} is set, but not {missing}: set all three, or none of them.")
-        arguments = _explicit(given)
-        if arguments["num_processes"] == 1:
-            return
-        wait_for(f"the coordinator at {arguments['coordinator_address']} (process 0)")
-        if arguments["process_id"] != 0:
-            _knock(arguments["coordinator_address"], 0.9 * config.meet_seconds)  # before the watch's deadline
-        wait_for(f"all {arguments['num_processes']} processes to meet at {arguments['coordinator_address']}")
-    _leave_when_aborted(arguments.get("coordinator_address", "the coordinator's address"))
+    wait_for(f"JAX's coordination service at {job.address}")
+    _leave_when_aborted(job)
     # Deaths are noticed and told here, not by JAX, which would end the others with an abort and no word of who is to blame.
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", False)
     patience = int(config.meet_seconds) + 60  # the watch's deadline comes first
+    method = "deactivate" if job.detected else None  # where a launcher names the processes, the platform may still say which devices are whose
     try:
-        jax.distributed.initialize(**arguments, initialization_timeout=patience, heartbeat_timeout_seconds=3600, shutdown_timeout_seconds=60)
-    except RuntimeError as error:  # a port that the life before still holds, say
-        place = arguments.get("coordinator_address", "their coordinator")
-        leave(AGAIN, f"the processes cannot meet at {place} ({sentence(error)[:200]}); leaving with {AGAIN}, to be started again.")
-    except ValueError as error:
-        raise UserError(f"{LISTEN}=1, but JAX finds no job here that it knows ({sentence(error)}): set {', '.join(EXPLICIT)} instead.") from error
-    wait_for("")
+        jax.distributed.initialize(
+            job.address, job.count, job.index, job.local_device_ids, method, initialization_timeout=patience,
+            heartbeat_timeout_seconds=3600, shutdown_timeout_seconds=60,
+        )  # fmt: skip
+    except RuntimeError as error:  # another program took the port in the very moment, say
+        leave(AGAIN, f"the processes cannot meet at {job.address} ({sentence(error)[:200]}); leaving with {AGAIN}, to be started again.")
     _joined = True
 
 
-def _explicit(given: dict[str, str]) -> dict[str, Any]:
-    address, number, index = (given[name] for name in EXPLICIT)
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"{EXPLICIT[0]}={address} must be host:port.")
-    if not number.isdigit() or int(number) < 1 or not index.isdigit() or int(index) >= int(number):
-        raise UserError(f"{EXPLICIT[2]}={index} must be a number from 0 to {EXPLICIT[1]} - 1, and {EXPLICIT[1]}={number} at least 1.")
-    return {"coordinator_address": address, "num_processes": int(number), "process_id": int(index)}
-
-
-def _knock(address: str, seconds: float) -> None:
-    """Returns when something listens at the address."""
-    host, _, port = address.rpartition(":")
-    end, reason = time.monotonic() + seconds, ""
-    while time.monotonic() < end:
-        try:
-            with socket.create_connection((host, int(port)), timeout=max(0.1, min(5.0, end - time.monotonic()))):
-                return
-        except OSError as error:
-            reason = error.strerror or str(error)
-            time.sleep(0.2)
-    raise UserError(
-        f"the coordinator at {address} did not answer for {seconds:.1f} s ({reason}): start process 0 there, or mend {EXPLICIT[0]}; "
-        "hosts.meet_seconds is how long to wait."
-    )
-
-
-def _leave_when_aborted(address: str) -> None:
-    """JAX's client aborts the process when the coordination service is gone: the code for that is 75 here, and the last line says who is."""
+def _leave_when_aborted(job: Job) -> None:
+    """JAX's client aborts the process when the coordination service is gone, and XLA for reasons of its own: the code for both is 75 here."""
     global _abort_handler
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def handler(_: int) -> None:
         if _final is not None:
             _exit(_final)
-        leave(AGAIN, f"process 0, the coordinator at {address}, is gone or does not answer; leaving with {AGAIN}, to be started again.", tell=False)
+        service_is_gone = job.index > 0 and not reachable(job.address)
+        if service_is_gone:
+            said = f"process 0, the coordinator at {job.address}, is gone or does not answer"
+        else:
+            said = f"process {job.index} of {job.count} on {socket.gethostname()} was aborted from within (SIGABRT; the lines above may say why)"
+        leave(AGAIN, f"{said}; leaving with {AGAIN}, to be started again.", tell=not service_is_gone)
 
     _abort_handler = handler
     library = ctypes.CDLL(None)
@@ -179,24 +148,16 @@ def _leave_when_aborted(address: str) -> None:
     library.signal(int(signal.SIGABRT), handler)
 
 
-def _watch_gpus(config: HostsConfig) -> None:
-    """On GPUs XLA has a watchdog of its own; the user's setting comes first."""
-    set_by_user = "--xla_gpu_execution_terminate_timeout" in os.environ.get("XLA_FLAGS", "")
-    if any(entry.name.startswith(("cuda", "xla_cuda", "rocm")) for entry in entry_points(group="jax_plugins")) and not set_by_user:
-        seconds = int(max(config.compile_seconds, config.stall_seconds))
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_execution_terminate_timeout={seconds}s".strip()
-
-
 def first() -> bool:
     """Whether this is the process that writes for all of them; known before any device is used."""
-    return not several() or _index() == 0
+    return not several() or me() == 0
 
 
 def publish(phase: str, lasted: float, step: int) -> bool:
     """A sign of life, with what this process is doing. False when nobody took it: an abort follows then, which says so."""
     sign = {"host": socket.gethostname(), "phase": phase, "lasted": lasted, "step": step, "time": time.time()}
     try:
-        _client().key_value_set(f"cdcd/seen/{_index()}", json.dumps(sign), allow_overwrite=True)
+        _client().key_value_set(f"cdcd/seen/{me()}", json.dumps(sign), allow_overwrite=True)
     except jax.errors.JaxRuntimeError:
         return False
     return True
@@ -208,23 +169,30 @@ def failure_of_another() -> Failure | None:
         told = _client().key_value_dir_get("cdcd/failed/")
     except jax.errors.JaxRuntimeError:
         return None
-    others = [text for key, text in told if key.rpartition("/")[2] != str(_index())]
+    others = [text for key, text in told if key.rpartition("/")[2] != str(me())]
     return Failure(**json.loads(others[0])) if others else None
 
 
 def last_seen() -> list[Seen]:
-    """All processes' last signs of life; takes a little more than two intervals, to see who gives another."""
+    """All processes' last signs of life; takes a little more than two intervals, to see who gives another.
+
+    Whoever asks is alive, though its own signs may have come to nobody.
+    """
     before = signs()
     if before is not None:
         time.sleep(2.2 * INTERVAL)
     after = signs()
     if before is None or after is None:
-        return [Seen("process 0 (the coordinator, which does not answer)", "unknown", 0.0, 0, False)]
-    never = [index for index in range(distributed.global_state.num_processes) if str(index) not in after]
-    return [Seen(f"process {index}, which gave none yet", "start", 0.0, 0, False) for index in never] + [
-        Seen(_called(int(index), sign["host"]), sign["phase"], sign["lasted"], sign["step"], before.get(index, {}).get("time") != sign["time"])
-        for index, sign in sorted(after.items(), key=lambda item: int(item[0]))
-    ]
+        return [] if first() else [Seen(0, "process 0 (the coordinator, which does not answer)", "unknown", 0.0, 0, False)]
+    found = []
+    for index in range(distributed.global_state.num_processes):
+        sign = after.get(str(index))
+        if sign is None:
+            found.append(Seen(index, f"process {index}, which gave none yet", "start", 0.0, 0, index == me()))
+        else:
+            alive = index == me() or before.get(str(index)) != sign
+            found.append(Seen(index, _called(index, sign["host"]), sign["phase"], sign["lasted"], sign["step"], alive))
+    return found
 
 
 def signs() -> dict[str, Any] | None:
@@ -243,61 +211,67 @@ def signs() -> dict[str, Any] | None:
     return found[0] if found else None
 
 
+def given_signs() -> dict[int, float]:
+    """When each of the other processes gave its last sign of life, by its own clock; 0 where it gave none. Empty when nobody can say."""
+    found = signs()
+    others = () if found is None else (index for index in range(distributed.global_state.num_processes) if index != me())
+    return {index: found[str(index)]["time"] if found and str(index) in found else 0.0 for index in others}
+
+
 def depart(code: int) -> int:
     """The end of a job, when all processes have come to it: returns the code where this one is alone; of several each ends with its code."""
     global _final
     if not several():
         return code
     _final = code
-    if _index() == 0:
+    if me() == 0:
         time.sleep(INTERVAL)  # the others lose the coordination service with this process
     _exit(code)
 
 
-def _exit(code: int) -> NoReturn:
-    """Ends the process without JAX's own farewell, which waits for hosts that may be gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _exit(code: int, text: str = "") -> NoReturn:
+    """Ends the process with some last lines on stderr, but without JAX's own farewell, which waits for hosts that may be gone."""
+    _write("", sys.stdout)
+    _write(text, sys.stderr)
     os._exit(code)
+
+
+def _write(text: str, stream: Any) -> None:
+    """Writes lines, and what was written there before, for as long as somebody reads them: nobody may, and the pipe be full or broken."""
+
+    def write() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            print(text, end="\n" if text else "", file=stream, flush=True)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(WRITE_SECONDS)
 
 
 def leave(code: int, text: str, tell: bool = True) -> NoReturn:
     """Ends this process at once, from any thread, with a last line on stderr; the others are told first and leave with the same code."""
+    global _leaver
+    if _final is not None:
+        _exit(_final)
     if not _leaving.acquire(blocking=False):
+        if _leaver is not None and _leaver[0] == threading.get_ident():  # a signal's handler, in the midst of the lines below
+            _exit(*_leaver[1:])
         threading.Event().wait()  # another thread of this process is at it, with a better reason
+    _leaver = (threading.get_ident(), code, text)
     if not tell and several() and first():
         time.sleep(2.0 * INTERVAL)  # the others must hear of it as well, and the store goes with this process
     if tell and several():
         told = threading.Thread(target=_tell, args=(code, text), daemon=True)
         told.start()
         told.join(2.0 * INTERVAL)
-    print(text, file=sys.stderr)
-    _exit(code)
+    _exit(code, text)
 
 
 def _tell(code: int, text: str) -> None:
     last = text.rstrip().rpartition("\n")[2].removeprefix("error: ")
     try:
-        _client().key_value_set(f"cdcd/failed/{_index()}", json.dumps({"name": name(), "code": code, "sentence": last}), allow_overwrite=True)
+        _client().key_value_set(f"cdcd/failed/{me()}", json.dumps({"name": name(), "code": code, "sentence": last}), allow_overwrite=True)
     except jax.errors.JaxRuntimeError:
         return  # nobody to tell
-    if _index() == 0:
+    if me() == 0:
         time.sleep(1.8 * INTERVAL)  # the store goes with this process
-
-
-def keep_freed_memory() -> None:
-    """On Linux with glibc, where JAX will run on the CPU: lets the allocator keep what it frees instead of giving it back to the kernel.
-
-    XLA's CPU client allocates its temporary buffers anew in every call, and by default each is mapped, faulted in and unmapped again; keeping them
-    makes a train step of the demo 1.3 to 2 times faster (docs/RESULTS.md). Elsewhere this does nothing. Call it before the backend starts.
-    """
-    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-    accelerator = platforms != "cpu" if platforms else bool(entry_points(group="jax_plugins")) or find_spec("libtpu") is not None
-    if accelerator or not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # another C library
-        return
-    mallopt(_MMAP_MAX, 0)
-    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(_ARENA_MAX, 1)

@@ -1,5 +1,6 @@
 """The device mesh: axes for data, FSDP and tensor parallelism, over one slice or several; a single device is a mesh of one."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from cdcd_jax.config import Config, UserError
 
 AXES = ("data", "fsdp", "tensor")
+# Of FSDP, where it may choose. Beyond it the parts of the paper's matrices are so thin that the TPU compiler sums whole arrays instead of gathering
+# parts, at twice the cost (docs/RESULTS.md, Plan).
+WIDEST = 64
 BATCH = PartitionSpec(("data", "fsdp"))  # how the leading axis of a batch is laid out
 
 
@@ -25,21 +29,43 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
 
 
 def sizes(config: Config, count: int) -> tuple[int, int, int]:
-    """The mesh's axes for that many devices: data (what is left, if it is -1), fsdp, tensor. Raises UserError as make_mesh does."""
+    """The mesh's axes for that many devices: data (what is left, if it is -1), fsdp (likewise), tensor. Raises UserError as make_mesh does."""
     m, t = config.mesh, config.train
-    rest = m.fsdp * m.tensor
+    devices = f"{count} device{'s' if count > 1 else ''}"
+    fsdp = m.fsdp
+    if fsdp == -1:
+        others = m.tensor * (m.slices if m.data == -1 else m.data)
+        if others < 1 or count % others:
+            raise UserError(
+                f"mesh.{'slices' if m.data == -1 else 'data'} x tensor = {others} does not divide the {devices}, so mesh.fsdp = -1 finds no width: "
+                f"it may be {_divisors(count)}."
+            )
+        fsdp = math.gcd(count // others, WIDEST) if m.data == -1 else count // others
+    wrong = f"mesh.data x fsdp x tensor = {m.data} x {fsdp} x {m.tensor} with mesh.slices = {m.slices} does not fit the {devices}"
+    rest = fsdp * m.tensor
     if count % rest:
-        raise UserError(f"mesh.fsdp x mesh.tensor = {m.fsdp} x {m.tensor} does not divide the {count} devices.")
+        raise UserError(f"{wrong}: mesh.fsdp x mesh.tensor must divide {count}, so it may be {_divisors(count)}, not {rest}.")
     data = count // rest if m.data == -1 else m.data
     if data * rest != count:
-        raise UserError(f"mesh.data x fsdp x tensor = {data} x {m.fsdp} x {m.tensor} does not make the {count} devices.")
+        raise UserError(f"{wrong}: with this mesh.fsdp and mesh.tensor, mesh.data must be {count // rest}, or -1 for what is left.")
     if data % m.slices:
-        raise UserError(f"mesh.data = {data} is not a multiple of mesh.slices = {m.slices}, and no other axis runs between slices.")
-    shards = data * m.fsdp
-    if t.batch_size % (shards * t.accumulation_steps):
-        parts = f", times train.accumulation_steps = {t.accumulation_steps}" if t.accumulation_steps > 1 else ""
-        raise UserError(f"train.batch_size = {t.batch_size} is not a multiple of mesh.data x mesh.fsdp = {shards}{parts}.")
-    return data, m.fsdp, m.tensor
+        raise UserError(f"{wrong}: no other axis runs between slices, so mesh.slices must divide mesh.data = {data}, and may be {_divisors(data)}.")
+    shards, parts = data * fsdp, t.accumulation_steps
+    if t.batch_size % (shards * parts):
+        unit = math.lcm(shards * parts, 2 * parts if t.self_conditioning else parts)
+        near = [str(size) for size in (t.batch_size // unit * unit, t.batch_size // unit * unit + unit) if size]
+        times = f", times train.accumulation_steps = {parts}" if parts > 1 else ""
+        raise UserError(
+            f"train.batch_size = {t.batch_size} is not a multiple of mesh.data x fsdp = {data} x {fsdp}{times} (with mesh.tensor = {m.tensor} and "
+            f"mesh.slices = {m.slices} on {devices}): take {' or '.join(near)}, or other axes."
+        )
+    return data, fsdp, m.tensor
+
+
+def _divisors(number: int) -> str:
+    """As in a sentence: 1, 2 or 4."""
+    *most, last = (str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def arrange(devices: Sequence[Any], shape: tuple[int, int, int], slices: int) -> np.ndarray:
@@ -51,7 +77,9 @@ def arrange(devices: Sequence[Any], shape: tuple[int, int, int], slices: int) ->
     if devices[0].platform == "tpu":
         number = len({getattr(device, "slice_index", 0) for device in devices})  # a TPU that knows of one slice alone may not name it
         if number != slices:
-            raise UserError(f"mesh.slices = {slices}, but the number of slices that the devices lie in is {number}.")
+            raise UserError(
+                f"mesh.slices = {slices}, but the number of slices that the {len(devices)} devices lie in is {number}: set mesh.slices = {number}."
+            )
         if slices == 1:
             return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
@@ -60,9 +88,13 @@ def arrange(devices: Sequence[Any], shape: tuple[int, int, int], slices: int) ->
     found = Counter(getattr(device, domain) for device in devices)
     if len(found) % slices:
         kind = "NVLink domains" if domain == "slice_index" else "processes"
-        raise UserError(f"mesh.slices = {slices} does not divide the {len(found)} {kind} that the slices are groups of.")
+        raise UserError(
+            f"mesh.slices = {slices} does not divide the {len(found)} {kind} of the {len(devices)} devices, of which slices are groups: "
+            f"it may be {_divisors(len(found))}."
+        )
     if slices > 1 and len(set(found.values())) > 1:
-        raise UserError(f"mesh.slices = {slices} takes slices of one size, but the devices come in groups of {sorted(set(found.values()))}.")
+        groups = " and ".join(str(size) for size in sorted(set(found.values())))
+        raise UserError(f"mesh.slices = {slices} takes slices of one size, but the {len(devices)} devices come in groups of {groups}: set 1.")
     return np.array(sorted(devices, key=lambda device: (getattr(device, domain), device.id))).reshape(shape)
 
 

@@ -57,10 +57,10 @@ def summary(run: Recorded) -> dict[str, Any]:
     }
 
 
-# What a phase of parallel/clock.py is called on the page; and what restarts cost, from training/goodput.py.
+# What a phase of parallel/clock.py is called on the page; and, from training/goodput.py, what was done in vain or passed between two lives.
 WENT = {
     "start": "starting", "compile": "compiling", "data": "waiting for data", "step": "steps", "checkpoint": "waiting for checkpoints",
-    "evaluation": "evaluating", "lost": "lost to restarts",
+    "evaluation": "evaluating", "lost": "stopped, or lost to restarts",
 }  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def facts(run: Recorded) -> list[Fact]:
         Fact("valid words", show(words[:1], "{:.1%}"), show(words[1:], "held-out {:.1%}, unigram draws {:.1%}") or "in samples", make["evaluate"]),
         Fact("entropy linearity", show([straight["linearity"]], "{:.1%}"), f"deviation over u, of the range ({source})", make["evaluate"]),
         Fact("training steps", steps, "", make["train"]),
-        Fact("training time", f"{minutes} min {seconds} s", "wall time, resumes included", make["train"]),
+        Fact("training time", f"{minutes} min {seconds} s", "of all lives, less what was lost", make["train"]),
         *([Fact("goodput", f"{reached['goodput']:.1%}", f"the steps' share of all time: {parts}", make["train"])] if wall else []),
         Fact("speed", show([reached["tokens_per_second"]], "{:,.0f} tokens/s"), "median over training", make["train"]),
     ]  # fmt: skip

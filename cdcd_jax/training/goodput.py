@@ -1,7 +1,8 @@
 """Where the wall time of a run went, over all of its lives (docs/DESIGN.md, 13).
 
 Every line of metrics.jsonl has `time` (Unix), `wall_seconds` (by phase, from the first start of the run on) and `goodput`, the share of the steps. A
-life that goes on from a checkpoint takes the sums from the checkpoint's line; whatever was after it, until this life began, is lost to restarts.
+life that goes on from a checkpoint takes the sums from the checkpoint's line; whatever was after it, until this life began, counts as lost: what was
+done in vain, and all the time between a kill, or a stop, and the next start.
 """
 
 from collections.abc import Iterable

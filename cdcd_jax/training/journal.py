@@ -10,8 +10,10 @@ from typing import Any
 
 from etils import epath
 
-from cdcd_jax.config import UserError
+from cdcd_jax.config import TryAgain, UserError
 from cdcd_jax.data import files
+from cdcd_jax.training import workdir
+from cdcd_jax.training.events import Events
 from cdcd_jax.training.progress import console
 
 SECONDS = 30.0  # between two rewrites of what changed in a bucket
@@ -27,10 +29,8 @@ class Journal:
     them. `still_ours`, of training/lock.py, is called before anything is written into a bucket: another trainer's lines are not written over.
     """
 
-    def __init__(self, workdir: epath.Path, still_ours: Callable[[], None], seconds: float = SECONDS):
-        from clu import asynclib, metric_writers  # here, because they import TensorFlow: seconds, which a user's mistake need not wait for
-
-        self.workdir, self.still_ours, self.seconds = workdir, still_ours, seconds
+    def __init__(self, folder: epath.Path, still_ours: Callable[[], None], seconds: float = SECONDS):
+        self.workdir, self.still_ours, self.seconds = folder, still_ours, seconds
         self._kept: dict[str, str] = {}  # lines that a disk has not taken yet
         # What follows is for buckets alone.
         self._lines: dict[str, list[str]] = {}  # all of a file's lines
@@ -38,13 +38,29 @@ class Journal:
         self._copied: dict[str, int] = {}  # how long an events file was when it was copied
         self._lock, self._writing, self._ending = threading.Lock(), threading.Lock(), threading.Event()
         self._folder, self._thread = None, None
-        if files.in_bucket(workdir):
+        if files.in_bucket(folder):
             self._folder = tempfile.TemporaryDirectory(prefix="cdcd_jax-")
             self._thread = threading.Thread(target=self._now_and_then, name="journal", daemon=True)
             self._thread.start()
-        self._events, self._failed = True, asynclib.AsyncError
-        # Summaries go to a writer of their own thread: the loop never waits for the disk.
-        self._summaries = metric_writers.AsyncWriter(metric_writers.SummaryWriter(self._folder.name if self._folder else workdir.as_posix()))
+        self._events = Events(self._folder.name if self._folder else folder.as_posix())
+
+    def amend(self, name: str, step: int) -> list[dict[str, Any]]:
+        """Drops the lines of the file of that name that are later than a step, and one that a kill left half-written; all whole ones as they were.
+
+        To be called before the first line is added. Raises UserError, naming the line, where one is damaged.
+        """
+        path = self.workdir / name
+        if not path.exists():
+            return []
+        before = workdir.lines(path)
+        kept = [json.dumps(line) + "\n" for line in before if line["step"] <= step]
+        if self._folder is None:
+            files.write_whole(path, "".join(kept))
+        else:
+            with self._lock:
+                self._lines[name] = kept
+                self._changed.add(name)
+        return before
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Adds a line to the file of that name. Where a disk does not take it, it is kept, and written with the next one."""
@@ -72,26 +88,16 @@ class Journal:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Hands values of a step to TensorBoard's writer."""
-        self._tensorboard(lambda: self._summaries.write_scalars(step, values))
-
-    def _tensorboard(self, action: Callable[[], None]) -> None:
-        """Without its events a run is whole: where they cannot be written this is said, and there are no more of them in this life."""
-        try:
-            if self._events:
-                action()
-        except self._failed as error:
-            self._events = False
-            why = " ".join(str(error.__cause__ or error).split())[-200:]
-            console.print(f"warning: TensorBoard's events cannot be written any more ({why}).", style="yellow", soft_wrap=True)
+        self._events.scalars(step, values)
 
     def flush(self) -> None:
         """Returns when all lines are in place. Where a bucket does not take them this is said: they are kept, and written with later ones."""
         if self._folder is not None:
-            self._tensorboard(self._summaries.flush)
+            self._events.flush()
             self._attempt(events=False)
 
     def close(self) -> None:
-        """Brings what is left to its place. Raises UserError if a bucket, or a disk, does not take it."""
+        """Brings what is left to its place. Raises UserError, or TryAgain, if a bucket, or a disk, does not take it."""
         with self._stopped():
             self._write()
         for name in list(self._kept):
@@ -112,7 +118,7 @@ class Journal:
     @contextlib.contextmanager
     def _stopped(self) -> Iterator[None]:
         """Nothing new comes in the block, and afterwards nothing is left on this machine."""
-        self._tensorboard(self._summaries.close)
+        self._events.close()
         self._ending.set()
         if self._thread is not None:
             self._thread.join()
@@ -129,7 +135,7 @@ class Journal:
     def _attempt(self, events: bool = True) -> None:
         try:
             self._write(events)
-        except UserError as error:
+        except (UserError, TryAgain) as error:
             console.print(f"warning: {error} What is new is kept in memory.", style="yellow", soft_wrap=True)
 
     def _write(self, events: bool = True) -> None:
@@ -143,7 +149,7 @@ class Journal:
                     content = "".join(self._lines[name])
                 try:
                     files.write_whole(self.workdir / name, content)
-                except UserError:
+                except (UserError, TryAgain):
                     with self._lock:
                         self._changed.add(name)
                     raise

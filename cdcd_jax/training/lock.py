@@ -32,12 +32,13 @@ def locked(workdir: epath.Path) -> Iterator[Callable[[], None]]:
     Yields a function to call before a checkpoint is saved: it raises UserError if the lock has been lost to another trainer. Raises UserError if
     another process trains there.
 
-    On disk the system keeps the lock, and lets go when the process dies, however it dies. A bucket knows no locks. There the trainer creates the
-    object `lock`, which only one of several can (where the store honours such conditions), and changes it every BEAT seconds as a sign of life.
-    Who finds it asks this machine, if its process was one of this machine's: after a kill -9 the lock is taken over at once. Otherwise it is taken
-    over once it has stood unchanged for STALE seconds, by the finder's own clock: after a crash elsewhere a start waits that long. The limits: a
-    trainer that was stopped, or cut off from the bucket, for longer than STALE seconds loses the lock and learns of it at its next beat or check,
-    so for BEAT seconds at most, or while a save ends that had begun, two may write.
+    On disk the system keeps the lock, and lets go when the process dies, however it dies; the file only names the last holder.
+
+    A bucket knows no locks. There the trainer creates the object `lock`, which only one of several can (where the store honours such conditions), and
+    changes it every BEAT seconds as a sign of life. Who finds it asks this machine, if its process was one of this machine's: after a kill -9 the
+    lock is taken over at once. Otherwise it is taken over once it has stood unchanged for STALE seconds, by the finder's own clock: after a crash
+    elsewhere a start waits that long. The limits: a trainer that was stopped, or cut off from the bucket, for longer than STALE seconds loses the
+    lock and learns of it at its next beat or check, so for BEAT seconds at most, or while a save ends that had begun, two may write.
     """
     if files.in_bucket(workdir):
         lease = _Lease(workdir)
@@ -47,11 +48,16 @@ def locked(workdir: epath.Path) -> Iterator[Callable[[], None]]:
         finally:
             lease.release()
         return
-    with (workdir / "lock").open("a") as file:
+    path = workdir / "lock"
+    with path.open("a") as file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is training in {workdir}: wait for it, or name another --workdir.") from error
+            raise _taken(_parse(path.read_bytes()), workdir) from error
+        with contextlib.suppress(OSError):  # a full disk takes no name; the lock holds without
+            file.truncate(0)
+            file.write(json.dumps(_me()))
+            file.flush()
         yield lambda: None
 
 
@@ -60,9 +66,7 @@ class _Lease:
 
     def __init__(self, workdir: epath.Path):
         self.workdir, self.path = workdir, workdir / "lock"
-        self.me: dict[str, Any] = {
-            "token": secrets.token_hex(8), "host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid()),
-        }  # fmt: skip
+        self.me = _me()
         self.beats, self.lost, self.done = 0, False, threading.Event()
         self.thread = threading.Thread(target=self._live, name="lock", daemon=True)
 
@@ -80,8 +84,7 @@ class _Lease:
                 holder = _parse(there)
                 lives = True if seen and there != seen else _lives(holder)
                 if lives:
-                    who = f"process {holder['pid']} of {holder['host']}" if holder else "another process"
-                    raise UserError(f"{who} is training in {self.workdir}: wait for it, or name another --workdir.")
+                    raise _taken(holder, self.workdir)
                 if lives is None and not seen:
                     console.print(f"{self.path} is there: waiting up to {STALE:.0f} s to see whether its trainer lives.", soft_wrap=True)
                     seen, since = there, time.monotonic()
@@ -137,11 +140,24 @@ class _Lease:
         return True
 
 
+def _me() -> dict[str, Any]:
+    """What this process writes into a lock: who it is, and since when it trains."""
+    now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    here = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid())}
+    return {"token": secrets.token_hex(8), "since": now} | here
+
+
+def _taken(holder: dict[str, Any] | None, workdir: epath.Path) -> UserError:
+    who = f"process {holder['pid']} of {holder['host']}" if holder else "another process"
+    since = f" since {holder['since']}" if holder else ""
+    return UserError(f"{who} has been training in {workdir}{since}: stop it, or name another --workdir.")
+
+
 def _parse(content: bytes) -> dict[str, Any] | None:
     """What a lock says; None for what no trainer wrote."""
     try:
         holder = json.loads(content)
-        return holder if {"token", "host", "machine", "pid", "born"} <= set(holder) else None
+        return holder if {"token", "since", "host", "machine", "pid", "born"} <= set(holder) else None
     except (TypeError, ValueError):
         return None
 

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
-from cdcd_jax.config import DONE, Config, UserError, to_json
+from cdcd_jax.config import DONE, Config, TryAgain, UserError, to_json
 from cdcd_jax.data import files, pipeline, tokenizers
 from cdcd_jax.parallel import agreement, hosts
 from cdcd_jax.parallel.clock import Clock
@@ -38,7 +38,7 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
 
     Raises UserError for every mistake of the user's, and for a loss that is not finite; nothing that was saved is lost.
     """
-    stop = Stop()
+    stop = Stop(clock)
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.listening())
         agreement.compare("start", workdir.flat(dataclasses.asdict(config)) | {"--workdir": directory.as_posix(), "--go_back_to": go_back_to})
@@ -109,8 +109,6 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
                     soft_wrap=True,
                 )
         loop = Loop(config, directory, corpus, checkpoints, meta, mesh, clock, stop, still_ours)
-        if first:
-            loop.go_on(saved)
         return loop.run(make_step(config, sharding, batch_sharding(mesh)), state, saved, batches)
 
 
@@ -143,11 +141,10 @@ class Loop:
         self.marked: int | None = None  # the checkpoint that is written down as complete
         self.read_out = ""  # what the last probe said, for the progress bar
         self.before = goodput.nothing()  # the lives before
-        self.probed = 0  # the last step that was examined
         self.said = (0, 0.0)  # the last logged step, and the seconds spent on steps until then
 
-    def go_on(self, saved: int) -> None:
-        """Brings the workdir's records back to the step that this life begins with."""
+    def go_on(self, saved: int, journal: Journal) -> bool:
+        """Brings the workdir's records back to the step that this life begins with; whether that step has yet to be examined."""
         if saved:
             console.print(f"going on from step {saved:,} of {self.directory}")
         there = workdir.read_config(self.directory)
@@ -158,25 +155,26 @@ class Loop:
             )
         if there != self.config:  # in what may change
             files.write_whole(self.directory / "config.json", to_json(self.config))
-        self.before = goodput.carried(workdir.cut_after(self.directory / "metrics.jsonl", saved), saved, self.clock.began)
-        probes = workdir.cut_after(self.directory / "telemetry.jsonl", saved)
-        self.probed = max((line["step"] for line in probes if line["step"] <= saved), default=0)
+        self.before = goodput.carried(journal.amend("metrics.jsonl", saved), saved, self.clock.began)
+        probed = max((line["step"] for line in journal.amend("telemetry.jsonl", saved) if line["step"] <= saved), default=0)
+        return saved > 0 and self.probe_due(saved) and probed < saved
 
     def run(self, step: Step, state: TrainState, start: int, batches: pipeline.Batches) -> int:
         """Runs steps start + 1 .. num_steps; returns the exit code."""
         c, stop = self.config, self.stop
         steps, code, done = c.train.num_steps, 0, start
         self.said = (start, 0.0)
-        missing = self.first and start > 0 and self.probe_due(start) and self.probed < start
+        missing = False  # the line of the evaluation after the last saved step
         with contextlib.ExitStack() as stack:
             if self.first:
                 self.journal = stack.enter_context(Journal(self.directory, self.still_ours))
+                missing = self.go_on(start, self.journal)
                 self.bar = stack.enter_context(progress(steps, "training", start))
                 console.print("compiling the train step ...")
             self.clock.enter("compile")
             stop.begin()
-            if int(agreement.largest(missing)):  # the evaluation after the last saved step was cut short
-                code = 0 if self.probe(start, state) else int(agreement.largest(stop.code))
+            if int(agreement.largest(missing)):  # it was cut short
+                code = 0 if self.probe(start, state) else self.cut_short(start)
             before, asked = None, agreement.largest(stop.code)
             for done in range(start + 1, steps + 1) if not code else ():
                 with self.clock.phase("data"):
@@ -187,6 +185,8 @@ class Loop:
                 if before is not None:
                     self.finish(done - 1, before)
                 before, code, asked = metrics, int(asked), agreement.largest(stop.code)
+                if code:
+                    stop.tell(f"finishing step {done:,}")
                 last = done == steps or code != 0
                 if done % c.checkpoint.every_steps == 0 or last:
                     self.finish(done, metrics, line=True)
@@ -201,12 +201,14 @@ class Loop:
                         self.finish(done, metrics)
                         before = None
                     if not self.probe(done, state):  # it was cut short by a signal, and is done again in the next life
-                        code = int(agreement.largest(stop.code))
+                        code = self.cut_short(done)
                         self.save(done, state, batches.get_state())
                         break
             self.clock.enter("checkpoint")  # and for all that is closed from here on
-            self.checkpoints.finish()
-            self.look_at_saves(done)
+            try:
+                self.checkpoints.finish()
+            finally:
+                self.look_at_saves(done)
         if code:
             if self.first:
                 console.print(f"stopped and saved at step {done:,} of {steps:,}; the same command goes on from there.")
@@ -227,14 +229,14 @@ class Loop:
 
     def look_at_saves(self, step: int) -> None:
         """Says what has failed, and writes down what is complete: from then on a workdir without any checkpoint is no new run, but a damaged one."""
-        sentence = self.checkpoints.failure()
-        if self.first and sentence:
-            console.print(f"warning at step {step}: {sentence}", style="yellow", soft_wrap=True)
+        for sentence in self.checkpoints.failures():
+            if self.first:
+                console.print(f"warning at step {step}: {sentence}", style="yellow", soft_wrap=True)
         complete = self.checkpoints.latest_step()
         if self.first and complete != self.marked and complete is not None:
             try:
                 workdir.mark_saved(self.directory, complete)
-            except UserError as error:  # a full disk, say; the next checkpoint is written down again
+            except (UserError, TryAgain) as error:  # a full disk, say; the next checkpoint is written down again
                 console.print(f"warning at step {step}: {error}", style="yellow", soft_wrap=True)
         self.marked = complete
 
@@ -289,6 +291,11 @@ class Loop:
                 console.print(f"warning at step {step}: {sentence}", style="yellow")
             self.read_out = f"bound {line['bits_per_char']:.2f} bits/char  half known at σ {line['half_information_sigma']:.2f}  "
         return True
+
+    def cut_short(self, step: int) -> int:
+        """Says that an evaluation was cut short; the exit code that the signal asks for."""
+        self.stop.tell(f"cutting the evaluation of step {step:,} short")
+        return int(agreement.largest(self.stop.code))
 
     def heed(self) -> None:
         """Raises Interrupted when a signal came to any process."""

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import fsspec
 from etils import epath
 
+from cdcd_jax.data import files
+
 NAME = "seal.json"
 READERS = 16  # threads: hashing frees Python's lock, and files in a bucket or on a network disk are slow one by one
 
@@ -42,7 +44,10 @@ def write(folder: epath.Path, step: int) -> None:
 
 
 def faults(folder: epath.Path, step: int) -> list[str]:
-    """What is wrong with the folder of a step, a phrase for each file; empty if every byte is as it was sealed."""
+    """What is wrong with the folder of a step, a phrase for each file; empty if every byte is as it was sealed.
+
+    Raises what access raises (files.failures) where the folder cannot be reached just now: that is no damage.
+    """
     found = listing(folder)
     if found.pop(NAME, None) is None:
         return [f"{NAME} is missing"]
@@ -78,6 +83,9 @@ def _compare(path: epath.Path, sealed: str, file: File) -> str:
 
 
 def _unreadable(error: OSError) -> str:
+    """A fault of the file's own; what says nothing about the file, a bucket that is busy, is raised again."""
+    if files.transient(error):
+        raise error
     return f"cannot be read ({error.strerror or error})"
 
 

@@ -77,14 +77,6 @@ def last_step(path: epath.Path) -> int:
     return found[-1]["step"] if found else 0
 
 
-def cut_after(path: epath.Path, step: int) -> list[dict[str, Any]]:
-    """Drops the lines of a .jsonl file that are later than a step, and a last line that a kill left half-written; the lines as they were."""
-    before = lines(path)
-    if path.exists():
-        files.write_whole(path, "".join(json.dumps(line) + "\n" for line in before if line["step"] <= step))
-    return before
-
-
 SAVED = "saved_step"  # the file that says which checkpoint was complete
 
 

@@ -1,5 +1,6 @@
 """Prepared folders of random tokens, written as the format says."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -50,7 +51,7 @@ def make(folder: epath.Path, length: int, packing: str, numbers: dict[str, int],
         "format": records.FORMAT, "source": "random", "num_records": sum(numbers.values()), "record_length": length,
         "num_characters": sum(split["num_characters"] for split in splits.values()), "tokenizer_fingerprint": TOKENIZER.fingerprint,
         "data_fingerprint": hashlib.sha256(json.dumps(shards).encode()).hexdigest(), "plan": {}, "dtype": "uint16", "packing": packing,
-        "config": {"alphabet": "text"}, "inputs": [], "splits": splits, "shards": shards,
+        "config": dataclasses.asdict(DataConfig()), "inputs": [], "splits": splits, "shards": shards,
     }  # fmt: skip
     (folder / records.MANIFEST).write_text(json.dumps(manifest))
     return folder

@@ -157,6 +157,7 @@ def test_what_is_damaged_is_done_again(config, tmp_path, name):
         ({"sequence_length": 8}, "data.sequence_length = 16 there and 8 here"),
         ({"packing": "pad", "valid_fraction": 0.3}, "data.valid_fraction = 0.2 there and 0.3 here, and data.packing = 'wrap' there and 'pad' here"),
         ({"source": "other"}, "the text is another"),
+        ({"split": "hash"}, "data.split = 'auto' there and 'hash' here"),  # which is what auto means for this source: the text is the same
     ],
 )
 def test_another_plan_begins_anew_or_is_refused(config, tmp_path, change, said):
@@ -278,7 +279,7 @@ def test_too_little_text_is_refused(tmp_path):
         ("a few words", {}, "the train split of .* has . tokens, fewer than one row of data.sequence_length = 16"),
         ("some more words " * 8, {}, "the valid split of .* has 2. tokens, fewer than two rows"),
         ("some more words " * 8, {"valid_fraction": 0.0}, "the valid split of .* has 0 tokens, fewer than two rows"),
-        ("some more words " * 20, {"test_fraction": 0.01}, "the test split of .* has . tokens, fewer than one row"),
+        ("some more words " * 20, {"test_fraction": 0.01}, "the test split of .* has . tokens, fewer than two rows"),
     ):
         source = str(corpora.write(tmp_path / "short.txt", text))
         with pytest.raises(UserError, match=said):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import resource
 import shutil
 
 import numpy as np
@@ -160,6 +162,9 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(folder, fault):
         ({"sequence_length": 16}, "was prepared with data.sequence_length = 8, and this config has 16: give --config.data.sequence_length=8, or"),
         ({"packing": "pack"}, "was prepared with data.packing = 'wrap', and this config has 'pack': give --config.data.packing=wrap"),
         ({"alphabet": "27"}, "was prepared with data.alphabet = 'text', and this config has '27'"),
+        ({"split": "hash"}, "was prepared with data.split = 'auto', and this config has 'hash': give --config.data.split=auto, or"),
+        ({"valid_fraction": 0.5}, "was prepared with data.valid_fraction = 0.05, and this config has 0.5"),
+        ({"text_key": "body"}, "was prepared with data.text_key = 'text', and this config has 'body'"),
         ({"tokenizer": "byte"}, "was prepared with data.tokenizer = 'char', and this config has 'byte'"),
     ],
 )
@@ -202,6 +207,24 @@ def test_a_shard_that_changes_while_it_is_read_is_one_sentence(folder):
         with pytest.raises(UserError, match=f"the shard .*{SHARD} cannot be read any more"):
             read()
     batches.close()
+
+
+def test_a_shard_that_is_gone_when_it_is_first_read_is_one_sentence(folder):
+    rows = pipeline.load_corpus(config(folder), share=(0, 1)).train
+    (folder / SHARD).unlink()
+    with pytest.raises(UserError, match=f"the shard .*{SHARD} cannot be opened any more: it is gone or changed"):
+        all_rows(rows)
+
+
+def test_more_shards_are_open_than_the_system_allows_at_first(tmp_path):
+    folder = folders.make(epath.Path(tmp_path), LENGTH, "wrap", {"train": 60, "valid": 2}, per_shard=2)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 15, before[1]))
+    try:
+        corpus = pipeline.load_corpus(config(folder), share=(0, 1))
+        assert np.array_equal(all_rows(corpus.train)["tokens"], folders.rows(LENGTH, "wrap", 60)["tokens"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.mark.parametrize("source", ["kjv", "tfds:lm1b", "hf:wikitext", "missing/*.txt"])

@@ -47,11 +47,12 @@ def test_a_damaged_shard_is_noticed(tmp_path):
     shard = records.Shard("shard", "train", 3000, size, sha256)
     assert records.fault(str(tmp_path), shard) == ""
     data = path.read_bytes()
-    flipped = data[:70_000] + bytes([data[70_000] ^ 1]) + data[70_001:]
-    for content, said in ((data[:-1], f"has {size - 1:,} bytes instead of {size:,}"), (flipped, "has another content than was written")):
+    flipped = bytearray(data)
+    flipped[data.index(bytes([7]) * 100)] ^= 1  # in a record: ArrayRecord keeps hashes of those, not of every byte around them
+    for content, said in ((data[: size // 2], f"has {size // 2:,} bytes instead of {size:,}"), (flipped, "has another content than was written")):
         path.write_bytes(content)
         assert records.fault(str(tmp_path), shard) == said
-    with pytest.raises(UserError, match="shard cannot be read"):  # ArrayRecord itself finds most damage
+    with pytest.raises(UserError, match="shard cannot be read"):
         list(records.read_shard(path))
     path.unlink()
     assert records.fault(str(tmp_path), shard) == "cannot be read (No such file or directory)"

@@ -88,7 +88,7 @@ def test_compressed_files_are_read_whole(tmp_path, suffix):
 
 
 def test_a_gzip_file_may_end_in_zeros(tmp_path):
-    (tmp_path / "a.gz").write_bytes(gzip.compress(b"text") + b"\0" * 1000)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"text", mtime=0) + b"\0" * 1000)
     assert list(text.read_text(str(tmp_path / "a.gz"), 0, 0, "text", nothing)) == ["text"]
 
 
@@ -136,12 +136,12 @@ GOOD = corpora.prose(500).encode()
         ("a.txt", b"x" * 99 + "né".encode("latin-1"), "is not UTF-8 (byte 100 is 0xe9)"),
         ("a.txt", "né".encode() * 50 + b"\xc3", "is not UTF-8 (byte 150 is 0xc3)"),  # ends within a character
         ("a.txt", "text".encode("utf-16"), "is binary (a NUL at byte 3)"),
-        ("a.txt.gz", gzip.compress(GOOD)[:-4], f"is truncated: its gzip stream ends in the middle, after {len(GOOD):,} bytes of text"),
-        ("a.txt.gz", gzip.compress(GOOD)[:9], "is truncated: its gzip stream ends in the middle, after 0 bytes"),
+        ("a.txt.gz", gzip.compress(GOOD, mtime=0)[:-4], f"is truncated: its gzip stream ends in the middle, after {len(GOOD):,} bytes of text"),
+        ("a.txt.gz", gzip.compress(GOOD, mtime=0)[:9], "is truncated: its gzip stream ends in the middle, after 0 bytes"),
         ("a.txt.gz", b"", "is truncated"),
         ("a.txt.gz", GOOD, "is no whole gzip file (after 0 bytes of text: "),
-        ("a.txt.gz", gzip.compress(GOOD)[:-8] + bytes(8), "is no whole gzip file"),  # a wrong checksum
-        ("a.txt.gz", gzip.compress(b"x" * 99 + b"\xe9t"), "is not UTF-8 (byte 99 is 0xe9)"),  # of the text, unpacked
+        ("a.txt.gz", gzip.compress(GOOD, mtime=0)[:-8] + bytes(8), "is no whole gzip file"),  # a wrong checksum
+        ("a.txt.gz", gzip.compress(b"x" * 99 + b"\xe9t", mtime=0), "is not UTF-8 (byte 99 is 0xe9)"),  # of the text, unpacked
         ("a.txt.zst", zstandard.compress(GOOD)[:-1], "is truncated: its Zstandard stream ends in the middle"),
         ("a.txt.zst", GOOD, "is no whole Zstandard file (after 0 bytes of text: "),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": 1,\n', "has in line 3 no JSON (Expecting property name enclosed in double quotes: line 1 col"),
@@ -153,7 +153,7 @@ GOOD = corpora.prose(500).encode()
         ("a.jsonl", b'\n{"text": "n\xe9"}', "has in line 2 what is not UTF-8 (its byte 11 is 0xe9)."),
         ("a.jsonl", b"[" * 100_000, "has in line 1 no JSON ("),
         ("a.jsonl", b'{"text": "a"}\n{"text": "' + b"b" * 5000, "has in line 2 more than 0 MB; a line is one JSON object with one document."),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"tex'), "has in line 2 no JSON ("),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"tex', mtime=0), "has in line 2 no JSON ("),
     ],
 )  # fmt: skip
 def test_what_is_no_text(tmp_path, monkeypatch, name, content, said):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cdcd_jax.config import UserError
+from cdcd_jax.config import TryAgain, UserError
 from cdcd_jax.data import workers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # tests.forked knows it as well, but imports JAX, and so would every worker
@@ -31,6 +31,10 @@ def refuse(number: int) -> int:
     if number == 3:
         raise UserError("three is too many.")
     return number
+
+
+def postpone(number: int) -> int:
+    raise TryAgain("the bucket is busy.")
 
 
 def break_down(number: int) -> int:
@@ -70,6 +74,7 @@ def test_one_worker_is_this_process():
     "function, error, said",
     [
         (refuse, UserError, "three is too many."),
+        (postpone, TryAgain, "the bucket is busy."),
         (die, UserError, r"a worker process was killed \(SIGKILL\), perhaps because memory was short: what is finished is kept"),
         (break_down, RuntimeError, "a worker process failed; what it said stands above"),
     ],

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -11,6 +12,7 @@ from cdcd_jax.config import UserError
 from cdcd_jax.data.pipeline import Corpus, Crops, Split, Windows
 from cdcd_jax.evaluation import metrics
 from cdcd_jax.evaluation.generate import Sample
+from cdcd_jax.evaluation.model import Model
 from cdcd_jax.run import Run
 from cdcd_jax.training import telemetry
 from tests import plain, tiny
@@ -127,6 +129,25 @@ def test_valid_word_rate() -> None:
     assert metrics.valid_word_rate(["q the q", "q xxx yyy zzz q"], known) == pytest.approx(1 / 4)
     assert metrics.valid_word_rate(["the cat", "", "is"], known) == 0.0
     assert metrics.valid_word_rate([], known) == 0.0
+
+
+def test_documents_of_rows() -> None:
+    tokens = np.arange(12, dtype=np.int32).reshape(2, 6)
+    segments = np.array([[1, 1, 2, 2, 2, 0], [1, 2, 2, 0, 0, 0]], np.int32)
+    assert [ids.tolist() for ids in metrics.documents({"tokens": tokens, "segments": segments})] == [[0, 1], [2, 3, 4], [6], [7, 8]]
+    assert [ids.tolist() for ids in metrics.documents({"tokens": tokens})] == tokens.tolist()
+
+
+def test_a_vocabulary_is_that_of_stretches_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words are not cut where a row ends; of many rows, a few stretches are looked at."""
+    model, text = Model(tiny.config(), tiny.TOKENIZER, {}, jnp.asarray(tiny.LOG_PRIOR), 0), " ".join(tiny.SENTENCES)
+    rows = Windows(tiny.TOKENIZER.encode(text), tiny.LENGTH)
+    whole = text[: len(rows) * tiny.LENGTH]
+    assert metrics.vocabulary(model, rows) == set(metrics.words(whole))
+    monkeypatch.setattr(metrics, "STRETCHES", 2)
+    monkeypatch.setattr(metrics, "STRETCH", 2)
+    ends = {word for part in (whole[: 2 * tiny.LENGTH], whole[-2 * tiny.LENGTH :]) for word in metrics.words(part)}
+    assert metrics.vocabulary(model, rows) == ends
 
 
 def test_token_entropy() -> None:

@@ -80,16 +80,48 @@ def test_some_devices_can_be_a_mesh() -> None:
 @pytest.mark.parametrize(
     "wrong, count, said",
     [
-        (config(fsdp=3), 8, "mesh.fsdp x mesh.tensor = 3 x 1 does not divide the 8 devices."),
-        (config(data=2), 8, "mesh.data x fsdp x tensor = 2 x 1 x 1 does not make the 8 devices."),
-        (config(data=0), 8, "mesh.data x fsdp x tensor = 0 x 1 x 1 does not make the 8 devices."),
-        (config(slices=3, batch=24), 8, "mesh.data = 8 is not a multiple of mesh.slices = 3, and no other axis runs between slices."),
-        (config(fsdp=4, slices=4), 8, "mesh.data = 2 is not a multiple of mesh.slices = 4, and no other axis runs between slices."),
-        (config(12), 8, "train.batch_size = 12 is not a multiple of mesh.data x mesh.fsdp = 8."),
-        (config(4, data=1, fsdp=8), 8, "train.batch_size = 4 is not a multiple of mesh.data x mesh.fsdp = 8."),
-        (config(24, parts=2), 8, "train.batch_size = 24 is not a multiple of mesh.data x mesh.fsdp = 8, times train.accumulation_steps = 2."),
+        (
+            config(fsdp=3), 8,
+            "mesh.data x fsdp x tensor = -1 x 3 x 1 with mesh.slices = 1 does not fit the 8 devices: "
+            "mesh.fsdp x mesh.tensor must divide 8, so it may be 1, 2, 4 or 8, not 3.",
+        ),
+        (
+            config(tensor=2), 1,
+            "mesh.data x fsdp x tensor = -1 x 1 x 2 with mesh.slices = 1 does not fit the 1 device: "
+            "mesh.fsdp x mesh.tensor must divide 1, so it may be 1, not 2.",
+        ),
+        (
+            config(data=2, fsdp=2), 8,
+            "mesh.data x fsdp x tensor = 2 x 2 x 1 with mesh.slices = 1 does not fit the 8 devices: "
+            "with this mesh.fsdp and mesh.tensor, mesh.data must be 4, or -1 for what is left.",
+        ),
+        (
+            config(data=0), 8,
+            "mesh.data x fsdp x tensor = 0 x 1 x 1 with mesh.slices = 1 does not fit the 8 devices: "
+            "with this mesh.fsdp and mesh.tensor, mesh.data must be 8, or -1 for what is left.",
+        ),
+        (
+            config(fsdp=4, slices=4), 8,
+            "mesh.data x fsdp x tensor = -1 x 4 x 1 with mesh.slices = 4 does not fit the 8 devices: "
+            "no other axis runs between slices, so mesh.slices must divide mesh.data = 2, and may be 1 or 2.",
+        ),
+        (
+            config(12), 8,
+            "train.batch_size = 12 is not a multiple of mesh.data x fsdp = 8 x 1 (with mesh.tensor = 1 and mesh.slices = 1 on 8 devices): "
+            "take 8 or 16, or other axes.",
+        ),
+        (
+            config(3, data=1, tensor=8, parts=2), 8,
+            "train.batch_size = 3 is not a multiple of mesh.data x fsdp = 1 x 1, times train.accumulation_steps = 2 "
+            "(with mesh.tensor = 8 and mesh.slices = 1 on 8 devices): take 4, or other axes.",
+        ),
+        (
+            config(24, parts=2), 8,
+            "train.batch_size = 24 is not a multiple of mesh.data x fsdp = 8 x 1, times train.accumulation_steps = 2 "
+            "(with mesh.tensor = 1 and mesh.slices = 1 on 8 devices): take 16 or 32, or other axes.",
+        ),
     ],
-)
+)  # fmt: skip
 def test_meshes_that_cannot_be(wrong: Config, count: int, said: str) -> None:
     with pytest.raises(UserError) as error:
         sizes(wrong, count)
@@ -143,14 +175,20 @@ def test_one_tpu_slice_needs_no_word(kind: type[Tpu]) -> None:
 @pytest.mark.parametrize(
     "devices, slices, said",
     [
-        (pods(2), 1, "mesh.slices = 1, but the number of slices that the devices lie in is 2."),
-        (pods(2), 4, "mesh.slices = 4, but the number of slices that the devices lie in is 2."),
-        (hosts(3, 4), 2, "mesh.slices = 2 does not divide the 3 processes that the slices are groups of."),
-        (hosts(1, 8), 2, "mesh.slices = 2 does not divide the 1 processes that the slices are groups of."),
-        ([Gpu(id, id, slice_index=id) for id in range(3)], 2, "mesh.slices = 2 does not divide the 3 NVLink domains that the slices are groups of."),
-        ([Host(0, 0), Host(1, 1), Host(2, 1), Host(3, 1)], 2, "mesh.slices = 2 takes slices of one size, but the devices come in groups of [1, 3]."),
+        (pods(2), 1, "mesh.slices = 1, but the number of slices that the 16 devices lie in is 2: set mesh.slices = 2."),
+        (pods(2), 4, "mesh.slices = 4, but the number of slices that the 16 devices lie in is 2: set mesh.slices = 2."),
+        (hosts(3, 4), 2, "mesh.slices = 2 does not divide the 3 processes of the 12 devices, of which slices are groups: it may be 1 or 3."),
+        (hosts(1, 8), 2, "mesh.slices = 2 does not divide the 1 processes of the 8 devices, of which slices are groups: it may be 1."),
+        (
+            [Gpu(id, id, slice_index=id) for id in range(3)], 2,
+            "mesh.slices = 2 does not divide the 3 NVLink domains of the 3 devices, of which slices are groups: it may be 1 or 3.",
+        ),
+        (
+            [Host(0, 0), Host(1, 1), Host(2, 1), Host(3, 1)], 2,
+            "mesh.slices = 2 takes slices of one size, but the 4 devices come in groups of 1 and 3: set 1.",
+        ),
     ],
-)
+)  # fmt: skip
 def test_slices_that_the_devices_do_not_make(devices: list[Any], slices: int, said: str) -> None:
     with pytest.raises(UserError) as error:
         arrange(devices, (len(devices), 1, 1), slices)
@@ -165,3 +203,33 @@ def test_where_a_batch_lies() -> None:
     mesh = tiny.mesh(2, 2, 2)
     rows = jax.device_put(np.arange(16).reshape(8, 2), batch_sharding(mesh))
     assert {shard.data.shape for shard in rows.addressable_shards} == {(2, 2)}
+
+
+@pytest.mark.parametrize(
+    "mesh, count, shape",
+    [
+        ({"fsdp": -1}, 1, (1, 1, 1)),
+        ({"fsdp": -1}, 8, (1, 8, 1)),
+        ({"fsdp": -1}, 48, (3, 16, 1)),
+        ({"fsdp": -1}, 512, (8, 64, 1)),  # WIDEST
+        ({"fsdp": -1, "tensor": 4}, 64, (1, 16, 4)),
+        ({"fsdp": -1, "slices": 2}, 16, (2, 8, 1)),  # within a slice
+        ({"fsdp": -1, "data": 2}, 512, (2, 256, 1)),  # all that is left, where data is given
+    ],
+)
+def test_fsdp_that_takes_what_is_left(mesh: dict[str, int], count: int, shape: tuple[int, int, int]) -> None:
+    assert sizes(config(512 * 3, **mesh), count) == shape
+
+
+@pytest.mark.parametrize(
+    "mesh, said",
+    [
+        ({"data": 3}, "mesh.data x tensor = 3 does not divide the 8 devices, so mesh.fsdp = -1 finds no width: it may be 1, 2, 4 or 8."),
+        ({"slices": 3}, "mesh.slices x tensor = 3 does not divide the 8 devices, so mesh.fsdp = -1 finds no width: it may be 1, 2, 4 or 8."),
+        ({"data": 0}, "mesh.data x tensor = 0 does not divide the 8 devices, so mesh.fsdp = -1 finds no width: it may be 1, 2, 4 or 8."),
+    ],
+)
+def test_nothing_is_left_for_fsdp(mesh: dict[str, int], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        sizes(config(24, fsdp=-1, **mesh), 8)
+    assert str(error.value) == said

@@ -24,7 +24,7 @@ def test_a_whole_workdir_is_read(new_run: pathlib.Path) -> None:
     assert facts["bits per character"] == "2.096 ± 0.018" and facts["valid words"] == "81.2%" and facts["entropy linearity"] == "3.1%"
     assert facts["goodput"] == "75.0%"
     [went] = [fact.note for fact in page.facts(run) if fact.name == "goodput"]
-    assert went.endswith("steps 46 s, lost to restarts 20 s, compiling 12 s, starting 5 s, evaluating 3 s, waiting for checkpoints 1 s")
+    assert went.endswith("steps 46 s, stopped, or lost to restarts 20 s, compiling 12 s, starting 5 s, evaluating 3 s, waiting for checkpoints 1 s")
     assert facts["training steps"] == "500 of 500" and facts["training time"] == "0 min 46 s"
 
 

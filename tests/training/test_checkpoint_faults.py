@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cdcd_jax.config import CheckpointConfig, UserError
+from cdcd_jax.config import CheckpointConfig, TryAgain, UserError
 from cdcd_jax.training import checkpoint
 from cdcd_jax.training.checkpoint import Checkpoints, listed, newest_step, restore_part, step_to_go_back_to
 from tests import tiny
@@ -181,7 +181,7 @@ def test_going_back_to_the_newest_or_to_none(workdir: pathlib.Path, tmp_path: pa
         step_to_go_back_to(epath.Path(tmp_path / "none"), 5)
 
 
-@pytest.mark.parametrize(("module", "name"), [(checkpoint.steps, "damage"), (checkpoint, "_check")])
+@pytest.mark.parametrize(("module", "name"), [(checkpoint.folders, "damage"), (checkpoint, "_check")])
 def test_a_reader_takes_the_newest_when_its_own_is_dropped(
     module: Any, name: str, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,8 +222,8 @@ def test_a_save_that_fails_is_told_and_the_next_one_is_made(size: int, workdir: 
     with no_space(size):
         checkpoints.save(8, large, {}, {})
         checkpoints.wait()
-        assert checkpoints.failure() == "the checkpoint of step 8 could not be saved (File too large): the last good one is of step 6."
-        assert checkpoints.failure() is None and checkpoints.latest_step() == 6
+        assert checkpoints.failures() == ["the checkpoint of step 8 could not be saved (File too large): the last good one is of step 6."]
+        assert checkpoints.failures() == [] and checkpoints.latest_step() == 6
         good = "the last good one is of step 6; once that is put right, the same command goes on from there."
         with pytest.raises(UserError, match=rf"the last checkpoint, of step 8, could not be saved \(File too large\): {good}"):
             checkpoints.finish()
@@ -232,9 +232,12 @@ def test_a_save_that_fails_is_told_and_the_next_one_is_made(size: int, workdir: 
     assert marked and {name: kept for name, kept in after.items() if not name.startswith("8")} == before
     checkpoints.save(8, large, {"global_next_index": 1}, {})
     checkpoints.finish()
-    assert checkpoints.failure() is None
+    assert checkpoints.failures() == []
     restored, data, _ = checkpoints.restore(tiny.like(large))
+    checkpoints.save(10, large, {}, {})  # what had failed was mended, and is no more in the way of the next
+    checkpoints.finish()
     checkpoints.close()
+    assert checkpoints.steps == listed(epath.Path(workdir)) == [6, 8, 10] and checkpoint.folders.damage(checkpoints.directory, 8) == ""
     assert data == {"global_next_index": 1} and np.array_equal(restored.opt_state["c"], large.opt_state["c"])
 
 
@@ -248,13 +251,69 @@ def test_whatever_fails_in_a_save_is_told(at: str, tmp_path: pathlib.Path, monke
         raise PermissionError(13, "Permission denied", "there")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.steps, at, refused)
+        patch.setattr(checkpoint.folders, at, refused)
         save(checkpoints, 2)
         checkpoints.wait()
     what = "1, which is no longer kept, could not be removed" if at == "remove" else "2 could not be saved"
     good = "" if at == "remove" else ": the last good one is of step 1"
-    assert checkpoints.failure() == f"the checkpoint of step {what} (Permission denied: there){good}."
+    assert checkpoints.failures() == [f"the checkpoint of step {what} (Permission denied: there){good}."]
     save(checkpoints, 3)
     checkpoints.finish()
     checkpoints.close()
-    assert checkpoints.failure() is None and checkpoints.latest_step() == newest_step(epath.Path(tmp_path)) == read(tmp_path) == 3
+    assert checkpoints.failures() == [] and checkpoints.latest_step() == newest_step(epath.Path(tmp_path)) == read(tmp_path) == 3
+
+
+def test_all_that_failed_is_told_at_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old step that stays and a new one that is not saved; of the last save the end of the run tells."""
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    checkpoints = opened(tmp_path, keep_last=1)
+    for step, refusing in ((1, ""), (2, "remove"), (3, "commit")):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.folders, refusing or "damage", refused)
+            save(checkpoints, step)
+            checkpoints.wait()
+    kept = "the checkpoint of step 1, which is no longer kept, could not be removed (Permission denied)."
+    assert checkpoints.failures() == [kept, "the checkpoint of step 3 could not be saved (Permission denied): the last good one is of step 2."]
+    monkeypatch.setattr(checkpoint.folders, "commit", refused)
+    save(checkpoints, 4)
+    with pytest.raises(UserError, match="the last checkpoint, of step 4, could not be saved"):
+        checkpoints.finish()
+    checkpoints.close()
+    assert checkpoints.failures() == []
+
+
+def test_a_bucket_that_is_busy_is_no_damage_and_no_mistake(workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the last save, at the start, and while a checkpoint is read: a launcher tries again, and nobody is told to go back."""
+
+    def reset(*_: Any) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    checkpoints = opened(workdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.folders, "commit", reset)
+        save(checkpoints, 8)
+        with pytest.raises(TryAgain, match=r"^the last checkpoint, of step 8, could not be saved \(Connection reset by peer\): .* of step 6$"):
+            checkpoints.finish()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.folders, "clean", reset)
+        with pytest.raises(TryAgain, match=r"cannot be written \(Connection reset by peer\)"):
+            opened(workdir)
+    monkeypatch.setattr(checkpoint.folders.seal, "_digest", reset)
+    with pytest.raises(TryAgain, match=r"checkpoints/6 cannot be read \(Connection reset by peer\)"):
+        read(workdir)
+    with pytest.raises(ConnectionResetError):  # the door makes a TryAgain of it
+        checkpoints.restore(STATE)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("text, why", [
+    ("Failed to write 3 bytes to file 29: File too large [os_error_code='27'] [spec='{}']", "File too large"),
+    ("Failed to write 3 bytes to file 29: File too large [spec='{}'] [os_error_code='27']", "File too large"),
+    ("All 1 retry attempts failed: backend is away [http_response_code='503'] [http_response_body='{}']", "backend is away"),
+    ("All 1 retry attempts failed: CURL error: Could not connect to server [curl_code='7']", "Could not connect to server"),
+])  # fmt: skip
+def test_of_tensorstores_long_story_the_reason_is_told(text: str, why: str) -> None:
+    assert checkpoint._reason(ValueError(f'ABORTED: Error opening "zarr" driver: Error writing "x/.zarray": {text}')) == why

@@ -13,7 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from cdcd_jax.config import CheckpointConfig, UserError
-from cdcd_jax.training import steps
+from cdcd_jax.training import folders
 from cdcd_jax.training.checkpoint import Checkpoints, newest_step
 from cdcd_jax.training.state import TrainState
 from tests import forked, tiny
@@ -81,11 +81,12 @@ def restore_and_fail(folder: pathlib.Path) -> None:
         checkpoints.save(step, state, {}, {})
         checkpoints.wait()
         checkpoints._handlers[part] = handler
-        assert checkpoints.failure() == f"the checkpoint of step {step} could not be saved (No space left on device): the last good one is of step 4."
+        said = f"the checkpoint of step {step} could not be saved (No space left on device): the last good one is of step 4."
+        assert checkpoints.failures() == [said]
     checkpoints.save(7, state, {"global_next_index": 7}, {})
     checkpoints.finish()
-    assert checkpoints.failure() is None
-    assert checkpoints.steps == steps.listed(checkpoints.directory) == [4, 7] and steps.damage(checkpoints.directory, 7) == ""
+    assert checkpoints.failures() == []
+    assert checkpoints.steps == folders.listed(checkpoints.directory) == [4, 7] and folders.damage(checkpoints.directory, 7) == ""
     multihost_utils.sync_global_devices("saved")
     if me == 0:
         (checkpoints.directory / "7" / "data.json").write_text("{}")
@@ -98,7 +99,7 @@ def restore_and_fail(folder: pathlib.Path) -> None:
         raise AssertionError("the damage was not noticed")
     checkpoints.restore(abstract, 4)
     assert checkpoints.set_aside_after(4).startswith("went back to the checkpoint of step 4; that of step 7 is in ")
-    assert checkpoints.steps == steps.listed(checkpoints.directory) == [4]
+    assert checkpoints.steps == folders.listed(checkpoints.directory) == [4]
     checkpoints.close()
 
 
@@ -114,6 +115,8 @@ def process(life: Life, me: int, count: int, port: int, folder: pathlib.Path) ->
     if count > 1:
         jax.distributed.initialize(f"localhost:{port}", count, me)
     life(folder)
+    if count > 1:
+        jax.distributed.shutdown()  # waits for the others, which may still have to hear from the first
     sys.stderr.flush()
 
 

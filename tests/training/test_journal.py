@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import time
 from typing import Any
 
@@ -11,7 +12,9 @@ from etils import epath
 from cdcd_jax.config import UserError
 from cdcd_jax.data import files
 from cdcd_jax.training import journal
+from cdcd_jax.training.events import Events
 from cdcd_jax.training.journal import Journal
+from tests.training.test_checkpoint_faults import no_space
 
 
 def ours() -> None:
@@ -60,6 +63,45 @@ def test_what_a_disk_does_not_take_to_the_end_is_an_error(tmp_path: pathlib.Path
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match="the last lines of metrics.jsonl in .* could not be written"), Journal(epath.Path(tmp_path), ours) as written:
         written.append("metrics.jsonl", {"step": 1})
+
+
+@pytest.mark.parametrize("in_bucket", [False, True])
+def test_what_goes_back_loses_its_later_lines_and_a_torn_one(in_bucket: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a line that is made again, as that of an evaluation which was cut short, is there once."""
+    monkeypatch.setattr(files, "in_bucket", lambda path: in_bucket and str(path).startswith(str(tmp_path)))
+    folder = epath.Path(tmp_path)
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4')
+    with Journal(folder, ours, seconds=1e3) as written:
+        assert written.amend("metrics.jsonl", 2) == [{"step": 1}, {"step": 2}, {"step": 3}]
+        assert written.amend("telemetry.jsonl", 2) == []
+        for step in (3, 4):
+            written.append("metrics.jsonl", {"step": step, "again": True})
+        written.flush()
+        assert steps(folder) == [1, 2, 3, 4] and not (folder / "telemetry.jsonl").exists()
+    (folder / "metrics.jsonl").write_text('{"step": 1}\nnothing\n')
+    with pytest.raises(UserError, match="line 2 of .*metrics.jsonl is damaged"), Journal(folder, ours) as written:
+        written.amend("metrics.jsonl", 1)
+    assert (folder / "metrics.jsonl").read_text() == '{"step": 1}\nnothing\n' and not events(folder)
+
+
+@pytest.mark.parametrize("moment", ["from the start", "later"])
+def test_a_run_goes_on_without_tensorboards_events(moment: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No traceback, and one warning, whether their file cannot be made, or the disk is full when it grows."""
+    folder = tmp_path / "events"
+    if moment == "from the start":
+        folder.write_text("a file where a folder should be")
+    events = Events(str(folder))
+    if moment == "later":
+        events.scalars(1, {"train/loss": 1.0})
+        events.flush()
+    with no_space(300):
+        for step in range(2, 300):
+            events.scalars(step, {"train/loss": 1.0})
+        events.flush()
+    events.close()
+    said, why = capsys.readouterr().err, r"Not a directory|\S+events\S+; File too large"
+    assert len(re.findall(rf"warning: TensorBoard's events cannot be written any more \((?:{why})\)\.\n", said)) == 1, said
+    assert "Traceback" not in said
 
 
 def test_in_a_bucket_lines_are_there_when_flushed_after_those_of_earlier_lives(bucket: epath.Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import threading
 import time
@@ -68,9 +69,14 @@ def test_on_disk_a_second_trainer_is_kept_out_until_the_first_has_gone(tmp_path:
     directory = epath.Path(tmp_path)
     with lock.locked(directory) as check:
         check()
-        with pytest.raises(UserError, match="another process is training"), lock.locked(directory):
+        said = rf"^process {os.getpid()} of {socket.gethostname()} has been training in {directory} since 20\S+ \S+ UTC: stop it, or name another"
+        with pytest.raises(UserError, match=said), lock.locked(directory):
             pass
-    with lock.locked(directory):
+        (tmp_path / "lock").write_text("")  # between its being taken and its naming the holder
+        with pytest.raises(UserError, match=f"^another process has been training in {directory}: stop it"), lock.locked(directory):
+            pass
+    (tmp_path / "lock").write_text("more than is written now, by whoever held it once" * 20)
+    with lock.locked(directory), pytest.raises(UserError, match=said), lock.locked(directory):
         pass
 
 
@@ -79,7 +85,7 @@ def test_in_a_bucket_too(bucket: epath.Path, monkeypatch: pytest.MonkeyPatch) ->
     with lock.locked(bucket) as check:
         first = (bucket / "lock").read_text()
         began = time.monotonic()
-        with pytest.raises(UserError, match=rf"process {os.getpid()} of .* is training in {bucket}: wait for it"), lock.locked(bucket):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} of .* has been training in {bucket} since .*: stop it"), lock.locked(bucket):
             pass
         assert time.monotonic() - began < lock.STALE  # of this machine's own process nobody needs a sign of life
         while (bucket / "lock").read_text() == first:  # but it gives some
@@ -122,7 +128,7 @@ def test_a_stranger_that_gives_no_sign_of_life_is_waited_for_and_then_passed_ove
 
 def test_a_stranger_that_lives_is_respected(bucket: epath.Path) -> None:
     with beating(bucket):
-        with pytest.raises(UserError, match="process 7 of far is training in"), lock.locked(bucket):
+        with pytest.raises(UserError, match="process 7 of far has been training in"), lock.locked(bucket):
             pass
     assert (bucket / "lock").exists()
 
@@ -152,5 +158,5 @@ def test_of_two_that_come_at_once_one_gets_the_lock(bucket: epath.Path, monkeypa
         return there
 
     monkeypatch.setattr(lock._Lease, "_read", blind)
-    with pytest.raises(UserError, match="is training in"), lock.locked(bucket):
+    with pytest.raises(UserError, match="has been training in"), lock.locked(bucket):
         pass

@@ -5,6 +5,7 @@ import collections
 import jax
 import numpy as np
 
+from cdcd_jax.data.pipeline import Windows
 from cdcd_jax.evaluation import generate
 from cdcd_jax.evaluation.metrics import nll
 from tests import tiny
@@ -22,7 +23,7 @@ def test_it_samples_the_sentences_back() -> None:
 def test_it_scores_them_far_below_their_unigram_entropy() -> None:
     """log 8 nats for the choice of a sentence are 0.13 nats for each of its tokens, and no bound lies below."""
     model = tiny.overfitted()
-    result = nll(model, tiny.tokens(64).reshape(-1), draws=4)
+    result = nll(model, Windows(tiny.tokens(64).reshape(-1), tiny.LENGTH), draws=4)
     entropy = float(-(np.exp(model.log_prior) * np.asarray(model.log_prior)).sum())
     choice = np.log(len(tiny.SENTENCES)) / tiny.LENGTH
     assert choice - 3 * result["stderr"] < result["nats_per_token"] < 0.25 * entropy

@@ -149,6 +149,7 @@ def test_the_same_checkpoint_in_the_end(story: Story, name: str) -> None:
 def test_ctrl_c_saves_and_says_how_to_go_on(story: Story) -> None:
     first, second, _ = story.lives["stopped"]
     assert first.code == 130
+    assert "told to stop (Ctrl-C): " in first.stderr
     assert f"stopped and saved at step {first.reached:,} of {STEPS:,}; the same command goes on from there." in first.stderr
     assert f"going on from step {first.reached:,} of" in second.stderr
     assert "Traceback" not in first.stderr
@@ -157,6 +158,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(story: Story) -> None:
 def test_sigterm_saves_and_asks_to_be_started_again(story: Story) -> None:
     _, second, third = story.lives["stopped"]
     assert second.code == 75
+    assert "told to stop (SIGTERM): " in second.stderr
     assert f"stopped and saved at step {second.reached:,} of {STEPS:,}" in second.stderr
     assert f"going on from step {second.reached:,} of" in third.stderr
     assert third.code == 0

@@ -15,7 +15,7 @@ from cdcd_jax.diffusion import kernel
 from cdcd_jax.training import masks, telemetry
 from cdcd_jax.training.loss import Examples, draw, loss, make_denoise, make_warp
 from cdcd_jax.training.state import init_state
-from cdcd_jax.training.step import make_apply
+from cdcd_jax.training.step import make_apply, split
 
 V, L, D = 11, 12, 4
 CONFIG = Config(  # with all that could carry something from one position to another
@@ -135,6 +135,14 @@ def test_segments_change_nothing_that_is_drawn_but_the_masks() -> None:
     for name in ("tokens", "kept", "sigma", "whole", "eps"):
         np.testing.assert_array_equal(getattr(segmented, name), getattr(plain, name))
     assert plain.segments is None and segmented.segments.shape == (4, L)
+
+
+def test_a_batch_in_parts_keeps_segments_with_their_rows() -> None:
+    batch = examples([(0, 1), (1, 0)])
+    batch = batch._replace(tokens=batch.tokens.at[:, 0].set(jnp.arange(4)), segments=batch.segments.at[:, -1].set(jnp.arange(4)))
+    parts = split(batch, 2, 2)
+    np.testing.assert_array_equal(parts.segments[..., -1], parts.tokens[..., 0])
+    np.testing.assert_array_equal(parts.segments[..., -1], [[0, 1], [2, 3]])
 
 
 def drawn(prefix_fraction: float) -> tuple[np.ndarray, np.ndarray]:

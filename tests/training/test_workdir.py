@@ -1,6 +1,5 @@
-"""A run's folder: what a killed start may leave there, and lines that a resume cuts away."""
+"""A run's folder: what a killed start may leave there, and how its lines are read."""
 
-import json
 import pathlib
 
 import pytest
@@ -11,12 +10,13 @@ from cdcd_jax.training import workdir
 from tests import tiny
 
 
-def test_a_resume_cuts_later_lines_and_a_torn_one(tmp_path: pathlib.Path) -> None:
+def test_a_torn_line_is_left_out_and_a_damaged_one_named(tmp_path: pathlib.Path) -> None:
     path = epath.Path(tmp_path / "metrics.jsonl")
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (10, 20, 30)) + '{"step": 4')
-    assert workdir.last_step(path) == 30
-    workdir.cut_after(path, 20)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20]
+    path.write_text('{"step": 10}\n{"step": 20}\n{"step": 3')
+    assert [line["step"] for line in workdir.lines(path)] == [10, 20] and workdir.last_step(path) == 20
+    path.write_text('{"step": 10}\n{"step": "x"}\n{"step": 30}\n')
+    with pytest.raises(UserError, match="line 2 of .*metrics.jsonl is damaged"):
+        workdir.lines(path)
     assert workdir.last_step(epath.Path(tmp_path / "none.jsonl")) == 0
 
 

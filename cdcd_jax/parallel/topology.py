@@ -1,0 +1,76 @@
+"""Hardware by name: `v5p:8x8x8` is a slice of TPUs, `2xv5e:16x16` are two, `gpu:h200x8` eight GPUs; TPU devices to compile for, without any."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from cdcd_jax.config import UserError, did_you_mean, sentence
+from cdcd_jax.parallel.chips import CHIPS, Chip
+
+TPUS = {name: chip for name, chip in CHIPS.items() if chip.dimensions}
+GPUS = {name: chip for name, chip in CHIPS.items() if chip.node}
+KNOWN = "v5e:16x16, v6e:4x4 (sides of 2 or more, even, up to 16x16), v5p:8x8x8 (up to 16x16x24), 2xv5e:16x16 for two slices, " + ", ".join(
+    f"gpu:{name}x8" for name in GPUS
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """`slices` slices of a torus with these sides, or (on GPUs, whose `sides` is empty) `count` GPUs."""
+
+    name: str
+    chip: Chip
+    slices: int
+    sides: tuple[int, ...]
+    count: int  # chips, of all slices
+
+
+def parse(name: str) -> Topology:
+    """The topology of this name. Raises UserError, listing the known ones, for another."""
+    if gpus := re.fullmatch(r"gpu:([a-z]+\d+)x(\d+)", name):
+        if gpus[1] not in GPUS:
+            raise UserError(f"topology {name!r} names an unknown GPU{did_you_mean(gpus[1], GPUS)}; known topologies: {KNOWN}.")
+        count, node = int(gpus[2]), GPUS[gpus[1]].node
+        if count < 1 or (count > node and count % node):
+            raise UserError(f"topology {name!r} must have 1 to {node} GPUs, or a multiple of {node}, since NVLink joins nodes of {node}.")
+        return Topology(name, GPUS[gpus[1]], 1, (), count)
+    found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)", name)
+    if found is None:
+        raise UserError(f"unknown topology {name!r}: known are {KNOWN}.")
+    slices, kind, sides = int(found[1] or 1), found[2], tuple(int(side) for side in found[3].split("x"))
+    if kind not in TPUS:
+        raise UserError(f"topology {name!r} names an unknown chip{did_you_mean(kind, TPUS)}; known topologies: {KNOWN}.")
+    chip = TPUS[kind]
+    fits = len(sides) == chip.dimensions and all(1 <= side <= most for side, most in zip(sorted(sides), sorted(chip.largest), strict=True))
+    if slices < 1 or not fits or any(side % 2 for side in sides[:2]):
+        largest = "x".join(map(str, chip.largest))
+        raise UserError(
+            f"topology {name!r} is no slice of {kind}: it has {chip.dimensions} sides, up to {largest}, of which the first two are even; "
+            f"known topologies: {KNOWN}."
+        )
+    return Topology(name, chip, slices, sides, slices * math.prod(sides))
+
+
+def devices(topology: Topology) -> list[Any]:
+    """The TPU devices of a topology, to compile for; none of them has to exist. Raises UserError without libtpu, which is the compiler."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("compiling for TPUs needs the package libtpu of the release that this jax names: pip install 'cdcd_jax[plan]'.")
+    # No chip is touched: another process may have them. And nobody is asked which machine of a pod this is, for it may be none.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{topology.chip.name}-{topology.count}")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    several = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    name = f"{topology.chip.name}:{'x'.join(map(str, topology.sides))}"
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices)
+    except jax.errors.JaxRuntimeError as error:
+        what = f"knows no topology {topology.name!r}" if "INVALID_ARGUMENT" in str(error) else "cannot start"
+        raise UserError(f"libtpu {what} ({sentence(error)[:300]}); known topologies: {KNOWN}.") from error

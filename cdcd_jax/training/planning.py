@@ -1,0 +1,285 @@
+"""What a train step would cost on hardware that is not here: compiled for TPUs without any, estimated for GPUs."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from cdcd_jax.config import CHOICES, Config, UserError, check
+from cdcd_jax.data.tokenizers import ByteTokenizer
+from cdcd_jax.parallel import estimate, flops
+from cdcd_jax.parallel.collectives import Collective, collectives
+from cdcd_jax.parallel.mesh import AXES, batch_sharding, make_mesh, sizes
+from cdcd_jax.parallel.program import parse, traffic
+from cdcd_jax.parallel.roofline import Roofline, axis_bandwidths, roofline
+from cdcd_jax.parallel.sharding import shardings
+from cdcd_jax.parallel.topology import Topology, devices
+from cdcd_jax.training.state import TrainState, init_state
+from cdcd_jax.training.step import make_step
+
+ATTEMPTS = 6  # programs compiled, at most, to see whether an advice holds
+ROOM = 0.95  # of the memory that an estimate may fill before it is tried
+Changes = dict[str, Any]  # config keys and their new values
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one chip. `state` is predicted from the sharding rules; `arguments` and `activations` are what the compiled program says of itself
+    (parameters, averages, optimiser and batch; everything that a step holds beside them), and None or an estimate where nothing is compiled."""
+
+    parameters: int | float
+    ema: int | float
+    optimizer: int | float
+    state: int | float
+    arguments: int | float | None
+    activations: int | float
+    peak: int | float
+    hbm: int | float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `python -m cdcd_jax.plan` says. `tokens` are those of a step (in sampling: of all that one chip samples at once), `compiled` whether
+    the numbers are a compiled program's, `advice` what would make it fit, as flags, where it does not, and `advised_peak` the peak then."""
+
+    topology: Topology
+    job: str
+    mesh: dict[str, int]
+    slices: int
+    memory: Memory
+    flops: flops.Flops
+    collectives: list[Collective]
+    traffic: int | float
+    roofline: Roofline
+    tokens: int
+    compiled: bool
+    notes: tuple[str, ...] = ()
+    advice: tuple[str, ...] | None = None
+    advised_peak: int | float | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether a chip's memory holds it."""
+        return self.memory.peak <= self.memory.hbm
+
+    @property
+    def mfu(self) -> int | float:
+        """The bound on the share of the chips' peak that goes into what the method asks for."""
+        chips = self.topology.count if self.job == "train" else 1
+        return self.flops.model / (self.roofline.seconds * chips * self.topology.chip.flops)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields of plan's JSON (docs/DESIGN.md, 15)."""
+        m, r = self.memory, self.roofline
+        return {
+            "topology": self.topology.name, "job": self.job, "chip": self.topology.chip.name, "chips": self.topology.count, "mesh": self.mesh,
+            "slices": self.slices, "compiled": self.compiled, "fits": self.fits, "hbm_bytes_per_chip": m.hbm, "peak_bytes_per_chip": m.peak,
+            "state_bytes_per_chip": m.state, "parameter_bytes_per_chip": m.parameters, "ema_bytes_per_chip": m.ema,
+            "optimizer_bytes_per_chip": m.optimizer, "argument_bytes_per_chip": m.arguments, "activation_bytes_per_chip": m.activations,
+            "collectives": [dataclasses.asdict(collective) for collective in self.collectives],
+            "flops_per_step": self.flops.total, "model_flops_per_step": self.flops.model, "hbm_traffic_bytes_per_chip": self.traffic,
+            "roofline_seconds": dataclasses.asdict(r), "roofline_step_seconds": r.seconds, "bound_by": r.bound_by,
+            "tokens_per_step": self.tokens, "tokens_per_second": self.tokens / r.seconds, "mfu_bound": self.mfu,
+            "notes": list(self.notes), "advice": None if self.advice is None else list(self.advice),
+            "advised_peak_bytes_per_chip": self.advised_peak,
+        }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A program and the memory that it says it takes; no text, and only `peak`, of one that is too large for the chip."""
+
+    text: str
+    arguments: int | float
+    temporaries: int | float
+    peak: int | float
+
+
+def plan(config: Config, topology: Topology, vocab_size: int) -> Plan:
+    """The train step of this config on this hardware. Raises UserError where mesh, batch and hardware do not divide, or the compiler is missing."""
+    slices, notes = _slices(config, topology)
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=slices))
+    found = _measure(config, topology, vocab_size)
+    found = dataclasses.replace(found, notes=(*notes, *found.notes))
+    if found.fits:
+        return found
+    advice, peak = _advice(config, topology, vocab_size, found)
+    return dataclasses.replace(found, advice=advice, advised_peak=peak)
+
+
+def vocabulary(config: Config) -> int:
+    """How many tokens the config's vocabulary has, as far as the config tells. Raises UserError where only the text does."""
+    if config.data.tokenizer == "sentencepiece":
+        return config.data.vocab_size
+    if config.data.tokenizer == "byte":
+        return ByteTokenizer().vocab_size
+    if config.data.alphabet == "27":
+        return 27
+    raise UserError(f"data.tokenizer = {config.data.tokenizer!r} takes its vocabulary from the text, which is not read here: give --vocab_size=N.")
+
+
+def _slices(config: Config, topology: Topology) -> tuple[int, tuple[str, ...]]:
+    if topology.slices > 1 and config.mesh.slices == 1:
+        return topology.slices, (f"two or more slices: train with --config.mesh.slices={topology.slices}",)
+    return config.mesh.slices, ()
+
+
+def abstract_mesh(config: Config, count: int) -> AbstractMesh:
+    """The mesh of that many devices, none of which has to exist."""
+    return AbstractMesh(sizes(config, count), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _measure(config: Config, topology: Topology, vocab_size: int) -> Plan:
+    """The plan without advice."""
+    abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))
+    parameters = float(sum(leaf.size for leaf in jax.tree.leaves(abstract.params)))
+    mesh: Mesh | AbstractMesh = make_mesh(config, devices(topology)) if topology.sides else abstract_mesh(config, topology.count)
+    shape = {name: int(mesh.shape[name]) for name in AXES}
+    layout = shardings(config, abstract, mesh)
+    state = estimate.stored(abstract, layout)
+    guess = estimate.train_step(config, vocab_size, shape, parameters, config.mesh.slices)
+    compiled = compile_step(config, abstract, layout, mesh) if isinstance(mesh, Mesh) else None
+    memory = Memory(
+        parameters=estimate.stored(abstract.params, layout.params),
+        ema=estimate.stored(abstract.ema, layout.ema),
+        optimizer=estimate.stored(abstract.opt_state, layout.opt_state),
+        state=state,
+        arguments=compiled.arguments if compiled and compiled.text else None,
+        activations=guess.activations if compiled is None else compiled.temporaries if compiled.text else compiled.peak - state,
+        peak=compiled.peak if compiled else state + guess.activations,
+        hbm=topology.chip.hbm_bytes,
+    )
+    sent, moved = guess.collectives, guess.traffic
+    notes: tuple[str, ...] = ()
+    if compiled and compiled.text:
+        program = parse(compiled.text)
+        sent, moved = collectives(program, shape, config.mesh.slices), traffic(program)
+    elif compiled:
+        notes = ("the program is too large to be compiled: collectives and memory traffic are estimates",)
+    else:
+        notes = ("estimated, not compiled; by default JAX takes only 75 % of a GPU's memory (XLA_PYTHON_CLIENT_MEM_FRACTION)",)
+    work = flops.train_step(config, vocab_size)
+    bound = roofline(topology, work.total, moved, sent, axis_bandwidths(topology, mesh))
+    tokens = config.train.batch_size * config.data.sequence_length
+    return Plan(topology, "train", shape, config.mesh.slices, memory, work, sent, moved, bound, tokens, bool(compiled and compiled.text), notes)
+
+
+def compile_step(config: Config, abstract: TrainState, layout: Any, mesh: Mesh) -> Compiled:
+    """Compiles the train step of training/step.py for the devices of a mesh, none of which has to exist."""
+    state = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, layout)
+    rows = jax.ShapeDtypeStruct((config.train.batch_size, config.data.sequence_length), jnp.int32, sharding=batch_sharding(mesh))
+    step: Any = make_step(config, layout, batch_sharding(mesh))
+    kinds = ("tokens",) if config.data.packing == "wrap" else ("tokens", "segments")
+    return compile_lowered(step.lower(state, dict.fromkeys(kinds, rows)))
+
+
+def compile_lowered(lowered: jax.stages.Lowered) -> Compiled:
+    """Compiles a program, or says how much memory it would have taken."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _needed(str(error))
+        if needed is None:
+            raise
+        return Compiled("", 0.0, 0.0, needed)
+    m = compiled.memory_analysis()
+    assert m is not None  # TPU programs have one
+    beyond = m.output_size_in_bytes - m.alias_size_in_bytes + m.generated_code_size_in_bytes
+    text = compiled.as_text()
+    assert text is not None
+    return Compiled(text, m.argument_size_in_bytes, m.temp_size_in_bytes, m.argument_size_in_bytes + m.temp_size_in_bytes + beyond)
+
+
+def _needed(message: str) -> float | None:
+    """Bytes that a program would take, from the compiler's words for one that is too large; None for other words."""
+    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", message) or re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    if "RESOURCE_EXHAUSTED" not in message or found is None:
+        return None
+    return float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2])))
+
+
+def _advice(config: Config, topology: Topology, vocab_size: int, found: Plan) -> tuple[tuple[str, ...] | None, int | float | None]:
+    """The cheapest flags that make it fit, and the peak that it then has; for TPUs they were tried by compiling. None if nothing does."""
+    abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))  # no candidate changes what is stored, only where
+    correction, attempts = found.memory.peak / _guess(config, topology, vocab_size, abstract), 0
+    for changes in _candidates(config, topology):
+        changed = changed_config(config, changes)
+        guess = _guess(changed, topology, vocab_size, abstract)
+        if guess * max(correction, 1.0) > ROOM * found.memory.hbm:
+            continue
+        if not topology.sides:
+            return _flags(changes), guess
+        if attempts == ATTEMPTS:
+            return None, None
+        attempts += 1
+        tried = _measure(changed, topology, vocab_size)
+        if tried.fits:
+            return _flags(changes), tried.memory.peak
+        correction = max(correction, tried.memory.peak / guess)
+    return None, None
+
+
+def _guess(config: Config, topology: Topology, vocab_size: int, abstract: TrainState) -> int | float:
+    """The estimated peak, bytes of a chip."""
+    mesh = abstract_mesh(config, topology.count)
+    parameters = float(sum(leaf.size for leaf in jax.tree.leaves(abstract.params)))
+    shape = {name: int(mesh.shape[name]) for name in AXES}
+    layout = shardings(config, abstract, mesh)
+    return estimate.stored(abstract, layout) + estimate.train_step(config, vocab_size, shape, parameters, config.mesh.slices).activations
+
+
+def changed_config(config: Config, changes: Changes) -> Config:
+    """The config with some keys changed."""
+    for key, value in changes.items():
+        section, name = key.split(".")
+        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: value})})
+    return config
+
+
+def _candidates(config: Config, topology: Topology) -> Iterator[Changes]:
+    """What could make it fit, in the order of what it costs: FSDP, computing again, the batch in parts, tensor parallelism, a smaller batch."""
+    m, t = config.mesh, config.train
+    now = sizes(config, topology.count)
+    slice_size = topology.count // m.slices
+    remats = CHOICES["model.remat"]
+    stronger = [config.model.remat, *(name for name in ("dots", "names", "full") if remats.index(name) != remats.index(config.model.remat))]
+    for batch in (t.batch_size // 2**i for i in range(8)):
+        for tensor in (now[2] * 2**i for i in range(4)):
+            for parts in (t.accumulation_steps * 2**i for i in range(6)):
+                for remat in stronger:
+                    for fsdp in dict.fromkeys((now[1], min(64, slice_size // tensor), slice_size // tensor)):
+                        changes: Changes = {
+                            "mesh.data": -1, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "model.remat": remat, "train.accumulation_steps": parts,
+                            "train.batch_size": batch,
+                        }  # fmt: skip
+                        if remat != "none":
+                            changes["model.scan_unroll"] = 1
+                        changes = {key: value for key, value in changes.items() if value != _value(config, key)}
+                        if "mesh.fsdp" in changes and fsdp == now[1] and m.fsdp == -1:
+                            del changes["mesh.fsdp"]
+                        if changes and _possible(changed_config(config, changes), topology.count):
+                            yield changes
+
+
+def _value(config: Config, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _possible(config: Config, count: int) -> bool:
+    """Whether a run can have this config, on that many devices, with rows for each of them."""
+    try:
+        check(config)
+        data, fsdp, _ = sizes(config, count)
+    except UserError:
+        return False
+    pairs = 2 if config.train.self_conditioning else 1
+    return config.train.batch_size % (data * fsdp * config.train.accumulation_steps * pairs) == 0
+
+
+def _flags(changes: Changes) -> tuple[str, ...]:
+    return tuple(f"--config.{key}={value}" for key, value in changes.items())

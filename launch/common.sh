@@ -1,0 +1,206 @@
+# shellcheck shell=bash
+# What the launchers share, for `source`: how options are read, commands run or shown, the platform's refusals said, and exit codes judged.
+# Written for bash 3.2 as well, which is what a Mac has.
+# shellcheck disable=SC2034 # what is set here is read by those who source it
+
+launch=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(dirname "$launch")
+# What the machines get of the project: enough to install it and to run its doors. launch/Dockerfile.dockerignore says the same to Docker.
+shipped="cdcd_jax configs launch setup.py pyproject.toml requirements.lock README.md LICENSE"
+grace=${GRACE:-20} # seconds that the others get once one process has ended
+last_lines=20
+
+die() {
+  echo "error: $1" >&2
+  exit 2
+}
+
+say() {
+  echo "$*" >&2
+}
+
+# The comment at the head of a launcher is its help.
+help() {
+  awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
+}
+
+# read_options "name= zone= spot" "$@": sets opt_name and so on, and ARGS to what follows "--". Options that are not given are empty.
+read_options() {
+  local known="$1 dry-run help" name value word
+  shift
+  for word in $known; do
+    word=${word%=}
+    printf -v "opt_${word//-/_}" ''
+  done
+  while (($#)) && [[ $1 != -- ]]; do
+    [[ $1 == --* ]] || die "unexpected word '$1': options are written --name=value, and the trainer's flags follow after --."
+    name=${1#--}
+    name=${name%%=*}
+    value=""
+    if [[ " $known " == *" $name= "* ]]; then
+      [[ $1 == *=?* ]] || die "--$name needs a value, as in --$name=..."
+      value=${1#*=}
+    elif [[ " $known " == *" $name "* ]]; then
+      [[ $1 == *=* ]] && die "--$name takes no value, not '${1#*=}'."
+      value=yes
+    else
+      die "unknown option $1 (known: $(for word in $known; do printf -- '--%s ' "${word/%=/=...}"; done)and -- before the trainer's flags)."
+    fi
+    printf -v "opt_${name//-/_}" '%s' "$value"
+    shift
+  done
+  (($#)) && shift
+  ARGS=("$@")
+  if [[ -n $opt_help ]]; then
+    help
+    exit 0
+  fi
+}
+
+# required name zone: each of these options must have been given.
+required() {
+  local option name
+  for option in "$@"; do
+    name=opt_${option//-/_}
+    [[ -n ${!name} ]] || die "--$option=... is missing: $(basename "$0") --help tells what it is."
+  done
+}
+
+# A name that every platform takes: it becomes part of the names of machines, pods and files.
+check_name() {
+  [[ $1 =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || die "--name=$1 must be lower-case letters, digits and dashes, at most 40, beginning with a letter."
+}
+
+check_count() {
+  [[ $2 =~ ^(0|[1-9][0-9]{0,4})$ && $2 -ge $3 ]] || die "--$1=$2 must be a whole number of at least $3."
+}
+
+# need gcloud "how to install it": with --dry-run nothing is called, so nothing is needed.
+need() {
+  [[ -n $opt_dry_run ]] || command -v "$1" >/dev/null || die "there is no $1 here: $2"
+}
+
+# The trainer's flags: a config that the machines will have, and a workdir that outlives them, and that all of them see. Sets workdir.
+check_trainer_flags() {
+  local flag file
+  workdir=""
+  for flag in ${ARGS[@]+"${ARGS[@]}"}; do
+    case $flag in
+    --workdir=*) workdir=${flag#*=} ;;
+    --config=*)
+      file=${flag#*=}
+      file=${file%%:*}
+      [[ -f $root/$file || $file == /* ]] || die "the config file $file does not exist in $root, which is what the machines get."
+      ;;
+    esac
+    [[ $flag == *[[:cntrl:]]* ]] && die "a flag of the trainer holds a line break or another control character: $(printf %q "$flag")."
+  done
+  [[ -n $workdir ]] || die "the trainer's flags are missing: -- --config=configs/... --workdir=$1..."
+  [[ $workdir == "$1"* ]] || die "--workdir=$workdir must begin with $1: only there all machines see it, and it is still there after a pre-emption."
+}
+
+# A word as one may type it, quoted only where it must be.
+quoted() {
+  local word out=()
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+    out+=("$word")
+  done
+  echo "${out[*]}"
+}
+
+# Runs a command, or with --dry-run prints it.
+act() {
+  if [[ -n $opt_dry_run ]]; then quoted "$@"; else "$@"; fi
+}
+
+# With --dry-run: what happens between the commands.
+note() {
+  [[ -z $opt_dry_run ]] || echo "# $*"
+}
+
+# The platform's own words for a failure, in one line: its last error, or else its last line.
+words_of() {
+  awk '{ sub(/\r$/, "") }
+       /^[^ ]*:? ?(ERROR|error|Error): / || /^#####/ { words = ""; found = 1 }
+       NF { words = found ? (words == "" ? $0 : words " " $0) : $0 }
+       END { print words }' "$1" |
+    sed -E 's/^[^ ]*:? ?(ERROR|error|Error): //; s/^\(gcloud[^)]*\) //; s/[[:space:]]+/ /g; s/^[-# ]+//; s/[. ]+$//' | cut -c 1-400
+}
+
+# What mends a refusal, by the platform's words; $2 is how to remove what has that name.
+hint_for() {
+  case $1 in
+  *ALREADY_EXISTS* | *AlreadyExists* | *"already exists"*) echo "the name is taken: choose another, or remove that one with: $2" ;;
+  *[Qq]uota* | *QUOTA*) echo "ask for quota, or name another zone or a smaller topology" ;;
+  *"no more capacity"* | *[Ii]nsufficient* | *RESOURCE_EXHAUSTED*) echo "try another zone, or --spot" ;;
+  *"not been used"* | *SERVICE_DISABLED*) echo "switch the service on: gcloud services enable tpu.googleapis.com container.googleapis.com" ;;
+  *"auth login"* | *credentials* | *Unauthorized* | *"You must be logged in"*) echo "log in: gcloud auth login" ;;
+  *PERMISSION_DENIED* | *orbidden* | *"do not have permission"*) echo "the account or the project is not the right one: gcloud config list" ;;
+  *ccelerator*"not found"* | *NOT_FOUND*cceleratorType*) echo "what the zone has: gcloud compute tpus accelerator-types list --zone=..." ;;
+  *"no matches for kind"* | *"unknown field"*) echo "the cluster needs JobSet $jobset_version or later: launch/gke/jobset.sh setup" ;;
+  *"connection to the server"* | *"current-context"*) echo "point kubectl at the cluster: gcloud container clusters get-credentials NAME --location=..." ;;
+  *) echo "nothing was tried again" ;;
+  esac
+}
+jobset_version=v0.10.1 # the first with onJobFailureMessagePatterns whose manifests are whole; xpk 1.16 installs it as well
+
+# try_to "make X" "command that removes X" COMMAND...: runs it (or shows it); when it fails says so in one sentence and ends.
+try_to() {
+  local what=$1 removal=$2 words
+  shift 2
+  if [[ -n $opt_dry_run ]]; then
+    quoted "$@"
+  elif ! "$@" </dev/null 2>"$scratch/words"; then
+    words=$(words_of "$scratch/words")
+    die "could not $what: ${words:-$1 says why above}; $(hint_for "$words" "$removal")."
+  fi
+}
+
+make_scratch() {
+  scratch=$(mktemp -d) || die "cannot make a temporary folder."
+  trap 'rm -rf "$scratch"' EXIT
+}
+
+# The code of a job, of its processes' codes: 1 or 2 if any process ended so (a user's mistake, never tried again), else 130 (Ctrl-C), else any other
+# failure's, else 75 (asked for, killed by a signal, or gone without a code), else 0. launch/local_multihost.sh judges alike.
+verdict() {
+  local code again=0 failed=0
+  for code in "$@"; do
+    case $code in
+    0) ;;
+    1 | 2) echo "$code" && return ;;
+    130) failed=130 ;;
+    75 | gone | 12[89] | 1[3-9]?) again=75 ;;
+    *) ((failed)) || failed=$code ;;
+    esac
+  done
+  echo $((failed ? failed : again))
+}
+
+# The name of the first process whose code is the job's; $1 is the job's code, then NAME=CODE ... follow.
+culprit() {
+  local code=$1 pair
+  shift
+  for pair in "$@"; do
+    [[ ${pair##*=} == "$code" || ($code == 75 && ${pair##*=} != 0) ]] && echo "${pair%=*}" && return
+  done
+}
+
+# tpu v5e:4x4: sets chips, accelerator (gcloud's and xpk's name), label (GKE's), grid and runtime; `plan` calls topologies alike.
+# The shapes are the default one of each size: only these follow from the name alone.
+tpu() {
+  local flat="1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16" cubes="2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16"
+  local known kind=${1%%:*}
+  grid=${1#*:}
+  case $kind in
+  v4) known=$cubes cores=2 accelerator=v4 label=tpu-v4-podslice runtime=tpu-ubuntu2204-base ;;
+  v5e) known=$flat cores=1 accelerator=v5litepod label=tpu-v5-lite-podslice runtime=v2-alpha-tpuv5-lite ;;
+  v5p) known="$cubes 16x16x16 16x16x24" cores=2 accelerator=v5p label=tpu-v5p-slice runtime=v2-alpha-tpuv5 ;;
+  v6e) known=$flat cores=1 accelerator=v6e label=tpu-v6e-slice runtime=v2-alpha-tpuv6e ;;
+  *) die "unknown topology '$1': it is a chip and a shape, v4:, v5e:, v5p: or v6e: with one of its shapes, as in v5e:4x4 or v5p:4x4x4." ;;
+  esac
+  [[ " $known " == *" $grid "* ]] || die "unknown topology '$1': $kind has the shapes $known."
+  chips=$((${grid//x/*}))
+  accelerator=$accelerator-$((chips * cores))
+}

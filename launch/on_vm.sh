@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# What launch/tpu_vm.sh calls on each TPU VM. A job runs detached from the connection, so that a lost connection ends nothing.
+#
+#   launch/on_vm.sh start LIFE ARGS...   starts launch/worker.sh ARGS... once, whatever the number of calls, unless a job runs there
+#   launch/on_vm.sh wait LIFE SECONDS    returns when it has ended, or after so long; the first worker of a slice prints what is new in its log
+#   launch/on_vm.sh stop LIFE TERM|KILL  ends it
+#   launch/on_vm.sh tail LIFE LINES      the end of its log; LIFE is a name, or `last`
+#
+# Each says "@ HOST WORD ..." for its caller: started, running, busy, ended CODE. A code that is not 0 means that nothing was done.
+set -uo pipefail
+jobs=${JOBS:-$HOME/cdcd_jobs}
+host=$(hostname)
+verb=$1
+life=$2
+shift 2
+# shellcheck disable=SC2012 # the names are ours: seconds since 1970
+[[ $life == last ]] && life=$(ls -t "$jobs" 2>/dev/null | head -1)
+folder=$jobs/$life
+
+alive() { # $1: the folder of a life; after a restart of the machine its number may be another process's
+  [[ ! -e $1/0.code ]] && grep -q worker.sh "/proc/$(cat "$1/pid" 2>/dev/null)/cmdline" 2>/dev/null
+}
+
+report() {
+  if [[ -e $folder/0.code ]]; then
+    echo "@ $host ended $(cat "$folder/0.code")"
+  elif alive "$folder"; then
+    echo "@ $host running $life"
+  else
+    echo "@ $host ended gone" # killed whole, or the machine was started anew
+  fi
+}
+
+case $verb in
+start)
+  mkdir -p "$jobs" || exit 1
+  if [[ ! -d $folder ]]; then
+    for other in "$jobs"/*/; do
+      if alive "$other"; then
+        [[ $(printf '%q ' "$@") == "$(cat "$other/args")" ]] && word=running || word=busy
+        echo "@ $host $word $(basename "$other")"
+        exit 0
+      fi
+    done
+    mkdir "$folder" && printf '%q ' "$@" >"$folder/args" || exit 1
+    PLATFORM=tpu_vm CODES=$folder setsid "$(dirname "${BASH_SOURCE[0]}")/worker.sh" "$@" >"$folder/log" 2>&1 </dev/null &
+    echo $! >"$folder/pid"
+  fi
+  echo "@ $host started $life"
+  ;;
+wait)
+  end=$((SECONDS + $1))
+  while [[ $(report) == *running* ]] && ((SECONDS < end)); do sleep 0.1; done
+  if [[ $host != *-w-* || $host == *-w-0 ]]; then
+    shown=$(cat "$folder/shown" 2>/dev/null || echo 0)
+    size=$(wc -c <"$folder/log")
+    tail -c +$((shown + 1)) "$folder/log" | head -c $((size - shown)) | sed "s/^/[$host] /"
+    echo "$size" >"$folder/shown"
+  fi
+  report
+  ;;
+stop)
+  if [[ $(report) == *running* ]]; then
+    if [[ $1 == KILL ]]; then
+      kill -s KILL -- "-$(cat "$folder/pid")"
+      echo 137 >"$folder/0.code"
+    else
+      kill -s "$1" "$(cat "$folder/pid")" # worker.sh passes it on to the trainer alone, and not to what that started
+    fi
+  fi
+  report
+  ;;
+tail)
+  tail -n "$1" "$folder/log" 2>/dev/null | sed "s/^/[$host] /"
+  report
+  ;;
+*) exit 1 ;;
+esac

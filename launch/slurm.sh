@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# One training job on the GPU nodes of a Slurm cluster, by launch/slurm.sbatch. On a login node, in a folder that all nodes see.
+#
+#   launch/slurm.sh setup [--accelerator=cuda12]                                       installs the project into .venv
+#   launch/slurm.sh run --name=N --nodes=2 --gpus=8 [...] -- --config=C --workdir=W    queues the job: one process for each of the GPUs of each node
+#   launch/slurm.sh logs | delete --name=N
+#
+# Each with --dry-run, which prints the commands and calls none. More options of run: --time=T, --partition=P, --account=A, --qos=Q, --cpus=N (for each
+# process), --max-restarts=K (3). W is a folder that all nodes see, or in a bucket.
+#
+# Slurm queues the job again, K times at most, when a process ends with 75 or is killed; a pre-emption or the end of its time does not count; 1 or 2
+# (a user's mistake) ends it. The last lines of the process that failed stand in slurm/N-JOB.out, which logs shows.
+
+# shellcheck disable=SC2154 # read_options sets opt_...
+set -uo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+verb=${1-}
+(($#)) && shift
+case $verb in
+setup) read_options "accelerator=" "$@" ;;
+run) read_options "name= nodes= gpus= time= partition= account= qos= cpus= max-restarts=" "$@" ;;
+logs | delete) read_options "name=" "$@" ;;
+-h | --help) help && exit 0 ;;
+*) die "usage: launch/slurm.sh setup|run|logs|delete --name=N ..., not '$verb' (--help tells more)." ;;
+esac
+[[ $verb == run || ${#ARGS[@]} == 0 ]] || die "only run takes the trainer's flags, not $verb."
+if [[ $verb != setup ]]; then
+  required name
+  check_name "$opt_name"
+  need sbatch "this is no login node of a Slurm cluster, or Slurm's commands are not on PATH (module load slurm)."
+fi
+make_scratch
+removal="launch/slurm.sh delete --name=${opt_name-}"
+
+jobs_of_name() {
+  squeue --me --noheader --name="$opt_name" --format=%i
+}
+
+case $verb in
+setup) act "$launch/install.sh" "${opt_accelerator:-cuda12}" ;;
+run)
+  required nodes gpus
+  check_count nodes "$opt_nodes" 1
+  check_count gpus "$opt_gpus" 1
+  check_count max-restarts "${opt_max_restarts:=3}" 0
+  [[ -z $opt_cpus ]] || check_count cpus "$opt_cpus" 1
+  check_trainer_flags ""
+  [[ $workdir == *://* || $workdir == /* ]] || say "the workdir $workdir is under $root: all nodes must see it."
+  if [[ -n $opt_dry_run ]]; then
+    quoted squeue --me --noheader --name="$opt_name" --format=%i
+  else
+    [[ -x $root/.venv/bin/python ]] || die "the project is not installed in $root/.venv: launch/slurm.sh setup."
+    taken=$(jobs_of_name)
+    [[ -z $taken ]] || die "the name $opt_name is taken by your job ${taken//$'\n'/ }: choose another, or cancel that one with: $removal."
+  fi
+  act mkdir -p "$root/slurm" || die "$root/slurm cannot be made."
+  MAX_RESTARTS=$opt_max_restarts try_to "queue the job $opt_name" "$removal" sbatch --job-name="$opt_name" --chdir="$root" \
+    --output="$root/slurm/%x-%j.out" --nodes="$opt_nodes" --ntasks-per-node="$opt_gpus" --gpus-per-node="$opt_gpus" \
+    ${opt_cpus:+--cpus-per-task="$opt_cpus"} ${opt_time:+--time="$opt_time"} ${opt_partition:+--partition="$opt_partition"} \
+    ${opt_account:+--account="$opt_account"} ${opt_qos:+--qos="$opt_qos"} "$launch/slurm.sbatch" "${ARGS[@]}"
+  ;;
+logs)
+  act tail -n 40 "$root/slurm/$opt_name"-*.out || die "the job $opt_name has written nothing yet: squeue --me tells why."
+  ;;
+delete) try_to "cancel the job $opt_name" "$removal" scancel --me --name="$opt_name" ;;
+esac

@@ -1,0 +1,304 @@
+#!/usr/bin/env bash
+# One training job on Cloud TPU VMs: all workers of one slice, or of several.
+#
+#   launch/tpu_vm.sh create --name=N --zone=Z --topology=v5e:4x4 [--slices=S] [--spot | --reserved]     asks for the TPUs, and waits for them
+#   launch/tpu_vm.sh setup  --name=N --zone=Z [--slices=S]                                              copies the project there and installs it
+#   launch/tpu_vm.sh run    --name=N --zone=Z --topology=v5e:4x4 [...] -- --config=C --workdir=gs://... trains, and starts again what was pre-empted
+#   launch/tpu_vm.sh logs | stop | delete --name=N --zone=Z [--slices=S]
+#
+# Each with --dry-run, which prints the commands and calls none. More options: --project=P; for create and run also --runtime=IMAGE,
+# --service-account=A, --network=N, --subnetwork=N; for run --max-restarts=K (3).
+#
+# `run` ends with 0 when all workers end with 0; with 1 or 2 as soon as one of them does (a user's mistake, never tried again), after that worker's
+# last lines; starts all again, K times at most, when one ends with 75 or is killed; and makes the TPUs anew when the platform took them, which does
+# not count. A lost connection is no failure: the job runs detached. Ctrl-C stops the job, which saves first. Closing the terminal leaves it
+# running, and the same command watches it again.
+
+# shellcheck disable=SC2154 # read_options sets opt_...
+set -uo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+patience=${PATIENCE:-1800} # seconds without any contact, while the platform calls the machines ready
+on_vm="bash cdcd_jax/launch/on_vm.sh"
+
+verb=${1-}
+(($#)) && shift
+shared="name= zone= project= slices="
+request="$shared topology= spot reserved runtime= service-account= network= subnetwork="
+case $verb in
+create) read_options "$request" "$@" ;;
+setup | logs | stop | delete) read_options "$shared" "$@" ;;
+run) read_options "$request max-restarts=" "$@" ;;
+-h | --help) help && exit 0 ;;
+*) die "usage: launch/tpu_vm.sh create|setup|run|logs|stop|delete --name=N --zone=Z ..., not '$verb' (--help tells more)." ;;
+esac
+required name zone
+check_name "$opt_name"
+check_count slices "${opt_slices:=1}" 1
+if [[ $verb == create || $verb == run ]]; then
+  required topology
+  [[ -z $opt_spot || -z $opt_reserved ]] || die "--spot and --reserved exclude each other."
+  tpu "$opt_topology"
+fi
+if [[ $verb == run ]]; then
+  check_count max-restarts "${opt_max_restarts:=3}" 0
+  check_trainer_flags gs://
+elif ((${#ARGS[@]})); then
+  die "only run takes the trainer's flags, not $verb."
+fi
+need gcloud "install it from https://cloud.google.com/sdk/docs/install, then gcloud init."
+make_scratch
+
+name=$opt_name
+where=(--zone="$opt_zone" ${opt_project:+--project="$opt_project"} --quiet)
+nodes=("$name")
+mine="--name=$name --zone=$opt_zone${opt_project:+ --project=$opt_project}"
+if ((opt_slices > 1)); then
+  mine="$mine --slices=$opt_slices"
+  nodes=()
+  for ((index = 0; index < opt_slices; index++)); do nodes+=("$name-$index"); done
+fi
+removal="launch/tpu_vm.sh delete $mine"
+
+# Queued resources are one way for one slice and several, on demand, spot and reserved.
+create() {
+  local shape=(--node-id="$name")
+  ((opt_slices == 1)) || shape=(--node-count="$opt_slices" --node-prefix="$name")
+  try_to "ask for $name in $opt_zone" "$removal" gcloud compute tpus queued-resources create "$name" "${where[@]}" "${shape[@]}" \
+    --accelerator-type="$accelerator" --runtime-version="${opt_runtime:-$runtime}" --scopes=https://www.googleapis.com/auth/cloud-platform \
+    ${opt_spot:+--spot} ${opt_reserved:+--reserved} ${opt_service_account:+--service-account="$opt_service_account"} \
+    ${opt_network:+--network="$opt_network"} ${opt_subnetwork:+--subnetwork="$opt_subnetwork"}
+  wait_for_tpus
+}
+
+# The request has been made: from here on whoever leaves must say how to remove it.
+wait_for_tpus() {
+  local answer state="" reason
+  local ask=(gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state,state.failedData.error.message)")
+  if [[ -n $opt_dry_run ]]; then
+    note "every half minute, until it says ACTIVE:"
+    quoted "${ask[@]}"
+    return
+  fi
+  trap 'say "the request for $name stays: remove it with $removal"; exit 130' INT TERM
+  while [[ $state != ACTIVE ]]; do
+    if answer=$("${ask[@]}" 2>"$scratch/words"); then
+      reason=$(tr -s '[:space:]' ' ' <<<"${answer#*$'\t'}")
+      answer=${answer%%$'\t'*}
+      [[ $answer == "$state" ]] || say "$name: $answer"
+      state=$answer
+    else
+      say "no answer about $name ($(words_of "$scratch/words")): asking again."
+    fi
+    case $state in
+    ACTIVE) ;;
+    FAILED | SUSPENDED | SUSPENDING | DELETING)
+      die "$name was not made in $opt_zone ($state: ${reason% }); $(hint_for "$reason" "$removal"); remove the request with $removal."
+      ;;
+    *) sleep "${PAUSE:-30}" ;;
+    esac
+  done
+  trap - INT TERM
+}
+
+delete() {
+  note "the request, and its TPUs with it:"
+  try_to "delete $name in $opt_zone" "$removal" gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force
+}
+
+setup() {
+  local node
+  # shellcheck disable=SC2086 # a list of words
+  act tar -C "$root" -czf "$scratch/cdcd_jax.tar.gz" $shipped || die "could not pack the project."
+  for node in "${nodes[@]}"; do
+    try_to "copy the project to $node (its TPUs cost: $removal)" "$removal" \
+      gcloud compute tpus tpu-vm scp "$scratch/cdcd_jax.tar.gz" "$node:cdcd_jax.tar.gz" --worker=all "${where[@]}"
+    try_to "install the project on $node (its TPUs cost: $removal)" "$removal" gcloud compute tpus tpu-vm ssh "$node" --worker=all "${where[@]}" \
+      --command="mkdir -p cdcd_jax && tar -xzf cdcd_jax.tar.gz -C cdcd_jax && bash cdcd_jax/launch/install.sh tpu"
+  done
+}
+
+# Runs a command on every worker of every slice at once. What they said is in $scratch/said; fails when any of them could not be reached.
+on_workers() {
+  local node call failed=0
+  calls=()
+  for node in "${nodes[@]}"; do
+    call=(gcloud compute tpus tpu-vm ssh "$node" --worker=all "${where[@]}" "--command=$1")
+    if [[ -n $opt_dry_run ]]; then
+      quoted "${call[@]}"
+    else
+      "${call[@]}" </dev/null >"$scratch/$node.said" 2>"$scratch/$node.words" &
+      calls+=($!)
+    fi
+  done
+  [[ -z $opt_dry_run ]] || return 0
+  for call in "${calls[@]}"; do
+    until wait "$call"; do # it failed, or a signal came
+      kill -0 "$call" 2>/dev/null || { failed=1 && break; }
+    done
+  done
+  calls=()
+  (cd "$scratch" && cat "${nodes[@]/%/.said}" >said && cat "${nodes[@]/%/.words}" >words)
+  return "$failed"
+}
+
+# ready, taken (by the platform), deleted (by somebody), or unknown (under repair, or no answer).
+state_of_tpus() {
+  local node state
+  for node in "${nodes[@]}"; do
+    state=$(gcloud compute tpus tpu-vm describe "$node" "${where[@]}" "--format=value(state)" 2>&1) || state="no: $state"
+    case $state in
+    READY) continue ;;
+    PREEMPTED | TERMINATED | STOPPED | STOPPING | DELETING | HIDING | HIDDEN | "no: "*NOT_FOUND* | "no: "*"not found"*) ;;
+    *) echo unknown && return ;;
+    esac
+    # The request outlives TPUs that were taken. Where it is gone as well, somebody meant it.
+    state=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)" 2>&1) || state="no: $state"
+    case $state in
+    DELETING | "no: "*NOT_FOUND* | "no: "*"not found"*) echo deleted ;;
+    SUSPENDING | "no: "*) echo unknown ;; # it can be deleted only when it is suspended
+    *) echo taken ;;
+    esac
+    return
+  done
+  echo ready
+}
+
+# Starts a life on all workers. Sets life, which may be one that runs there already. Fails when they cannot be reached.
+start() {
+  local fresh
+  fresh=$(date +%s).$$.$((lives += 1)) # no other launcher has the same
+  on_workers "$on_vm start $fresh $(printf '%q ' "${ARGS[@]}")" || {
+    grep -q "No such file" "$scratch/words" && die "$name has not been set up: launch/tpu_vm.sh setup $mine"
+    return 1
+  }
+  grep -q '^@ [^ ]* busy' "$scratch/said" && die "another job runs on $name: launch/tpu_vm.sh logs $mine shows it, and stop ends it."
+  life=$(awk '/^@ / { print $4 }' "$scratch/said" | sort -u)
+  if [[ $life == *[[:space:]]* ]]; then
+    on_workers "$on_vm stop last TERM"
+    die "only some of the workers of $name ran this job already; all were told to stop: once they have, the same command starts all again."
+  fi
+  [[ $life == "$fresh" ]] || say "this job runs on $name already: watching it."
+}
+
+# Waits until the life has ended on all workers. Sets codes (HOST=CODE ...) and told. Fails when the workers cannot be reached and are not ready.
+watch() {
+  local deadline="" seconds=${POLL:-20} lost="" running ended
+  while :; do
+    if [[ $stopping == asked ]] && on_workers "$on_vm stop $life TERM"; then
+      stopping=told
+    fi
+    if watching=yes && on_workers "$on_vm wait $life $seconds"; then
+      lost=""
+      grep -v '^@ ' "$scratch/said"
+      running=$(grep -c '^@ [^ ]* running' "$scratch/said")
+      ended=$(grep -c '^@ [^ ]* ended' "$scratch/said")
+      codes=$(awk '/^@ / { printf "%s=%s ", $2, $4 }' "$scratch/said")
+      told=$(awk '/^@ / && $5 == "told"' "$scratch/said")
+      ((running)) || break
+      ((ended)) || continue
+      seconds=2
+      [[ -n $deadline ]] || deadline=$((SECONDS + grace))
+      ((SECONDS < deadline)) && continue
+      say "$running of $((running + ended)) workers did not end within $grace s of the others: killed."
+      watching="" && on_workers "$on_vm stop $life KILL"
+    elif [[ -n $interrupted ]]; then
+      interrupted="" # the call was ended by Ctrl-C, and says nothing
+    else
+      [[ $(state_of_tpus) == ready ]] || break
+      : "${lost:=$SECONDS}"
+      ((SECONDS - lost < patience)) || die "no contact with $name for $patience s, though the platform calls it ready: its job may still run; launch/tpu_vm.sh logs $mine shows it, and $removal removes all."
+      say "no contact with $name ($(words_of "$scratch/words")), which the platform calls ready: its job goes on; trying again."
+      sleep "${PAUSE:-15}"
+    fi
+  done
+  watching=""
+  [[ ${running:-1} == 0 ]]
+}
+
+interrupt() {
+  [[ -z $stopping ]] || { say "leaving; the workers end by themselves: launch/tpu_vm.sh logs $mine" && exit 130; }
+  say "telling all workers to stop: they save first (once more: leaves at once)"
+  stopping=asked interrupted=yes
+  [[ -z $watching ]] || kill "${calls[@]}" 2>/dev/null
+}
+
+# Waits for a clear word about TPUs that cannot be reached, or whose workers were told to stop, and makes them anew if they were taken.
+# Fails when they are all right.
+recreate() {
+  local end=$((SECONDS + ${1:-patience})) state
+  while state=$(state_of_tpus) && [[ $state == unknown || ($state == ready && -n ${1-}) ]]; do
+    ((SECONDS < end)) || break
+    sleep "${PAUSE:-10}"
+  done
+  case $state in
+  ready) return 1 ;;
+  deleted) die "there is no $name in $opt_zone: launch/tpu_vm.sh create $mine --topology=$opt_topology makes it." ;;
+  unknown) die "no clear word about $name for $patience s: gcloud compute tpus tpu-vm describe ${nodes[0]} --zone=$opt_zone asks, and $removal removes all." ;;
+  esac
+  say "the platform took $name: making it anew (this does not count as a restart)"
+  delete
+  create
+  setup
+  trap interrupt INT TERM
+}
+
+leave() {
+  say "the TPUs are still there: $removal removes them"
+  exit "$1"
+}
+
+run() {
+  local restarts=0 code host pairs
+  lives=0 stopping="" interrupted="" watching="" calls=()
+  trap interrupt INT TERM
+  while :; do
+    if ! start; then
+      recreate || die "no contact with $name ($(words_of "$scratch/words")); nothing was started."
+      continue
+    fi
+    watch || { recreate; continue; } # where they came back by themselves, the same life is watched on
+    read -ra pairs <<<"$codes"
+    code=$(verdict "${pairs[@]##*=}")
+    say "workers ended with ${pairs[*]##*=}"
+    if [[ $code != 0 && -z $stopping ]]; then
+      host=$(culprit "$code" "${pairs[@]}")
+      on_workers "$on_vm tail $life $last_lines" && say "the last lines of $host:" && grep -F "[$host] " "$scratch/said" >&2
+    fi
+    [[ $code == 75 && -z $stopping ]] || leave "$code"
+    # A machine that is taken hears of it first; the platform's own word follows.
+    if [[ -n $told ]]; then
+      recreate "${TAKEN_SECONDS:-120}" || say "somebody else told a worker to stop: starting all again (this does not count as a restart)"
+    else
+      ((restarts < opt_max_restarts)) || leave "$code"
+      restarts=$((restarts + 1))
+      say "starting all workers again ($restarts of at most $opt_max_restarts times)"
+    fi
+  done
+}
+
+show_run() {
+  note "starts the job on all workers, detached:"
+  on_workers "$on_vm start LIFE $(printf '%q ' "${ARGS[@]}")"
+  note "again and again, until it has ended on all of them:"
+  on_workers "$on_vm wait LIFE ${POLL:-20}"
+  note "one ended with 1 or 2: its last $last_lines lines, and the end; one ended with 75 or was killed: the same, then all again, $opt_max_restarts times at most:"
+  on_workers "$on_vm tail LIFE $last_lines"
+  note "cannot be reached: asks the platform; where that took the TPUs, they are made anew, and the job is started there:"
+  quoted gcloud compute tpus tpu-vm describe "${nodes[0]}" "${where[@]}" "--format=value(state)"
+  delete
+  create
+  setup
+}
+
+case $verb in
+create | setup | delete) "$verb" ;;
+run) if [[ -n $opt_dry_run ]]; then show_run; else run; fi ;;
+logs | stop)
+  word="tail last 40"
+  [[ $verb == logs ]] || word="stop last TERM"
+  on_workers "$on_vm $word" || die "could not reach $name: $(words_of "$scratch/words")."
+  [[ -n $opt_dry_run ]] || cat "$scratch/said"
+  ;;
+esac
