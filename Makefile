@@ -48,7 +48,7 @@ $(INSTALLED): requirements.lock setup.py
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments: install its venv module (on Debian and Ubuntu the package python3-venv)." >&2; exit 2; }
 	@test ! -e $(VENV) || test -e $(VENV)/pyvenv.cfg || { echo "$(VENV) is not a virtual environment: move it away." >&2; exit 2; }
-	@echo "Installing into $(VENV): about 3 GB, a few minutes."
+	@echo "Installing into $(VENV): about 4 GB, a few minutes."
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install --constraint requirements.lock setuptools wheel
 	$(PIP) install --no-build-isolation --requirement requirements.lock
@@ -95,11 +95,12 @@ test: lint
 test-slow: install
 	$(BIN)/python -m pytest -m slow -n $(WORKERS) $(PYTEST_FLAGS)
 
-## make lint       ruff, mypy, and whether requirements.lock holds what setup.py asks for
+## make lint       ruff, mypy, shellcheck, and whether requirements.lock holds what setup.py asks for
 lint: install
 	$(PIP) check
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+	$(BIN)/shellcheck -x launch/*.sh launch/gke/*.sh launch/slurm.sbatch
 
 ## make bench      the ratios in benchmarks/ (BENCH_FLAGS=--only=train_step_ratio: one of them)
 bench: install

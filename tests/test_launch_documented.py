@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kubeflow_trainer_api import models
 
 from tests.platforms import ROOT, Platform
 
@@ -187,7 +188,6 @@ def test_jobset_manifest_is_the_published_apis(platform: Platform, options: str)
 
 def test_jobset_manifest_survives_the_published_models(platform: Platform) -> None:
     """The models that are generated from the API drop what they do not know."""
-    models = pytest.importorskip("kubeflow_trainer_api.models")
     made = manifest(platform, "--slices=2 --spot --service-account=s")
 
     def lost(before: Any, after: Any, path: str) -> list[str]:
