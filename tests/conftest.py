@@ -1,6 +1,7 @@
 """What every test stands on: eight CPU devices, strict broadcasting, shape annotations that are checked, and doors run as a user runs them."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +12,17 @@ import jaxtyping
 import pytest
 from absl import flags
 
+from tests import environment
+
+os.environ["XLA_FLAGS"] = environment.XLA_FLAGS  # read at the first use of a device
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)  # impossible after the first use of a device, so it stands here
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_compilation_cache", False)  # what another machine compiled may not run on this one
+# Under nohup, or in the background of a script, these are ignored, and would be by all that the tests start: a script cannot trap them then.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's flags, which pytest never parses
 jaxtyping.install_import_hook("cdcd_jax", "beartype.beartype")  # works on what is imported after it: import cdcd_jax nowhere above
 
@@ -23,9 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def door_environment() -> dict[str, str]:
-    """The environment of a door: the caller's without any setting of JAX or XLA, so that it has one CPU device and no compilation cache."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-    return kept | {"JAX_PLATFORMS": "cpu"}
+    """The environment of a door."""
+    return environment.of_a_door()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from unittest import mock
 
 import jax
 
+from tests.environment import of_a_door
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["cdcd_jax.doors", "cdcd_jax.run", "cdcd_jax.training.loop", "clu.metric_writers", "ml_collections.config_flags"])
@@ -71,8 +73,7 @@ def begin(
 ) -> Process:
     """Starts a door from the root of the project, with stdout and stderr in two files, and some of JAX's settings and variables changed."""
     process = CONTEXT.Process(target=_door, args=(name, args, streams, settings or {}, environment or {}))
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))} | {"JAX_PLATFORMS": "cpu"}
-    with READING, mock.patch.dict(os.environ, clean, clear=True):  # the first call starts the process that is copied
+    with READING, mock.patch.dict(os.environ, of_a_door(), clear=True):  # the first call starts the process that is copied
         process.start()
         return Process(process)
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests import forked, tiny
 
-STEPS, EVERY = 1200, 60
+STEPS, EVERY = 600, 40
 CHANGES = {"train.num_steps": STEPS, "checkpoint.every_steps": EVERY}
 SAME = ("loss", "warp_loss", "grad_norm", "learning_rate")  # of a line of metrics.jsonl; the others are times
 
