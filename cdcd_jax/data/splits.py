@@ -87,8 +87,8 @@ def files_by_hash(digests: Iterable[str], fractions: Fractions) -> dict[str, str
     """
     different = sorted(set(digests))
     split = by_hash(map(bytes.fromhex, different), fractions)
-    test = max(np.count_nonzero(split == 2), int(fractions[1] > 0))
-    held_out = max(np.count_nonzero(split > 0), test + int(fractions[0] > 0))
+    test = max(int((split == 2).sum()), int(fractions[1] > 0))
+    held_out = max(int((split > 0).sum()), test + int(fractions[0] > 0))
     held_out = min(held_out, len(different) - int(sum(fractions) < 1))
     test = min(test, held_out - int(fractions[0] > 0))
     return {digest: "test" if i < test else "valid" if i < held_out else "train" for i, digest in enumerate(different)}
