@@ -12,7 +12,7 @@ from etils import epath
 
 from benchmarks import read_back
 from cdcd_jax.config import DataConfig
-from cdcd_jax.data import places, preparation, records, sources, stages, streams, tokenizers, unigram, workers
+from cdcd_jax.data import layout, places, preparation, records, sources, stages, streams, tokenizers, unigram, workers
 from tests import corpora
 
 CHARS = DataConfig(tokenizer="char", sequence_length=16, valid_fraction=0.2, test_fraction=0.1)
@@ -23,7 +23,7 @@ def small(monkeypatch):
     """Parts, batches and shards so small that a short text has many."""
     monkeypatch.setattr(places, "BYTES", (2000, 1 << 24))
     monkeypatch.setattr(streams, "BATCH", 300)
-    monkeypatch.setattr(preparation, "LEAST_SHARD", 1500)
+    monkeypatch.setattr(layout, "LEAST_SHARD", 1500)
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import re
 import runpy
 
 import pytest
+from etils import epath
 
 from cdcd_jax.config import DataConfig, UserError
-from cdcd_jax.data import places, preparation, sources, spans, splits, text
+from cdcd_jax.data import files, places, preparation, sources, spans, splits, text
 from tests import corpora
 from tests.forked import ROOT
 
@@ -103,9 +104,11 @@ def test_globs_are_those_of_a_shell(tmp_path, monkeypatch):
     (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
     (tmp_path / "linked").symlink_to(tmp_path / "deep" / "er")
     monkeypatch.setenv("HOME", str(tmp_path))
+    everything = sorted(os.path.join(folder, name) for folder, _, names in os.walk(tmp_path, followlinks=True) for name in names)
     for pattern in ("*.txt", ".*.txt", "?.txt", "**/*.txt", "*/*.txt", "**/er/*.txt", "deep/[a-e]*", "linked/*", "**/.d/*"):
-        files = [name for name in sorted(glob.glob(str(tmp_path / pattern), recursive=True)) if pathlib.Path(name).is_file()]
-        assert files and sources.load_text(f"~/{pattern}", "text") == "\n".join(pathlib.Path(name).read_text() for name in files)
+        found = [name for name in sorted(glob.glob(str(tmp_path / pattern), recursive=True)) if pathlib.Path(name).is_file()]
+        assert [name for name in everything if files.matches(epath.Path(tmp_path / pattern), epath.Path(name))] == found
+        assert found and sources.load_text(f"~/{pattern}", "text") == "\n".join(pathlib.Path(name).read_text() for name in found)
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path):
@@ -382,8 +385,8 @@ def test_hash_is_by_the_text_alone(tmp_path, small):
     for i, document in enumerate(DOCUMENTS):  # files are documents as well
         corpora.write(tmp_path / "files" / f"{len(DOCUMENTS) - i:03}.txt", document)
     for split_by in ("hash", "auto"):
-        files = documents(config(tmp_path / "files" / "*.txt", split=split_by, valid_fraction=0.2, test_fraction=0.1))
-        assert {name: set(texts) for name, texts in files.items()} == {name: set(texts) for name, texts in found.items()}
+        of_files = documents(config(tmp_path / "files" / "*.txt", split=split_by, valid_fraction=0.2, test_fraction=0.1))
+        assert {name: set(texts) for name, texts in of_files.items()} == {name: set(texts) for name, texts in found.items()}
 
 
 @pytest.mark.parametrize("alphabet", ["text", "27"])
