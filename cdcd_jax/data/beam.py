@@ -9,7 +9,6 @@ import contextlib
 import functools
 import pickle
 import secrets
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
@@ -51,7 +50,7 @@ def mapping(flags: list[str], folder: epath.Path) -> Map:
 def _temporary_folder() -> str:
     """A folder that is taken away when the process ends, after all that Beam does then: what was registered first is called last."""
     folder = tempfile.mkdtemp(prefix="cdcd_jax-beam-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(epath.Path(folder).rmtree, missing_ok=True)
     return folder
 
 

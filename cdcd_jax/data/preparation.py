@@ -176,11 +176,10 @@ def _alone(folder: epath.Path) -> Iterator[None]:
             file = stack.enter_context((unfinished / "lock").open("w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            kept = os.path.samestat(os.fstat(file.fileno()), os.stat(unfinished / "lock"))  # not one that was taken away meanwhile
-        except (BlockingIOError, FileNotFoundError):
-            kept = False
-        if not kept:
-            raise UserError(f"another process prepares {folder} at this moment; wait for it, or name another --output.")
+            if not os.fstat(file.fileno()).st_nlink:
+                raise BlockingIOError("who had it took it away meanwhile, and another may be there")
+        except BlockingIOError as error:
+            raise UserError(f"another process prepares {folder} at this moment; wait for it, or name another --output.") from error
         try:
             yield
         finally:
