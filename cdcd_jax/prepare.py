@@ -55,12 +55,12 @@ def show(manifest: Manifest, seconds: float) -> None:
 
 
 def training_flags(manifest: Manifest) -> list[str]:
-    """The flags that train on what was prepared: those given, and of the tokenizer's what its folder decided."""
-    given = [argument for argument in sys.argv[1:] if argument.startswith("--config.") and not argument.startswith("--config.data.source")]
-    asked = from_dict(CONFIG.value).data
-    found = [f"--config.data.{key}={manifest.config[key]}" for key in ("tokenizer", "vocab_size") if manifest.config[key] != getattr(asked, key)]
-    name = config_flags.get_config_filename(flags.FLAGS["config"])
-    return [f"--config={name}", "--workdir=runs/NAME", *given, *found, f"--config.data.source={OUTPUT.value}"]
+    """The flags that train on what was prepared: those given, in whatever form, and of the tokenizer's what its folder decided."""
+    flag, asked = flags.FLAGS["config"], from_dict(CONFIG.value).data
+    values = {key: value for key, value in config_flags.get_override_values(flag).items() if key != "data.source"}
+    values |= {f"data.{key}": manifest.config[key] for key in ("tokenizer", "vocab_size") if manifest.config[key] != getattr(asked, key)}
+    values["data.source"] = OUTPUT.value
+    return [f"--config={config_flags.get_config_filename(flag)}", "--workdir=runs/NAME", *(f"--config.{key}={values[key]}" for key in values)]
 
 
 def main() -> int:

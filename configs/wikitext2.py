@@ -4,7 +4,9 @@
     python -m cdcd_jax.evaluate --workdir=runs/wikitext2 --split=test
 
 data.source names the standard three files, whose splits they are: tokenised words with <unk> for rare ones, as published (CC BY-SA; 2,088,628,
-217,646 and 245,569 words with the ends of lines). They are read as they stand, headings, <unk> and the spaces around punctuation included. The text
+217,646 and 245,569 words with the ends of lines). They were wikitext-2-v1.zip (wiki.{train,valid,test}.tokens), and are now on the Hugging Face Hub:
+Salesforce/wikitext, config wikitext-2-v1, has a row for each line. A split's rows one after the other, with a space and a line break for an empty
+row, are its file; 36,718 of them for training. They are read as they stand, headings, <unk> and the spaces around punctuation included. The text
 fits into memory: nothing need be prepared. If it is all the same (23 s on two cores that did other work as well, nearly all of it for the tokenizer):
 
     python -m cdcd_jax.prepare --config=configs/wikitext2.py --config.data.source="wikitext2/{split}.txt" --output=prepared/wikitext2

@@ -149,7 +149,7 @@ CASES: dict[str, Case] = {
     # The workdir
     "another config": (lambda p: p.train(p.run, train__batch_size=16), "holds a run with train.batch_size = 8, and this config has 16; name another"),
     "another text's name": (lambda p: p.train(p.run, p.file("copy.txt", tiny.corpus())), "holds a run with data.source = "),
-    "another text": (lambda p: p.other_text(), "was trained with another data than "),
+    "another text": (lambda p: p.other_text(), "was trained with other data than "),
     "another tokenizer": (lambda p: p.train(p.other_tokenizer(), train__num_steps=30), "is not the one that was saved"),
     "no tokenizer": (lambda p: p.train(p.with_file("no_tokenizer", "tokenizer/tokenizer.json", "{"), train__num_steps=30), "is damaged"),
     "damaged config.json": (lambda p: p.train(p.with_file("no_config", "config.json", "{")), "config.json cannot be read"),

@@ -31,6 +31,7 @@ OTHER_WAYS |= {
 OTHER_WAYS |= {f"np.{name}" for name in ("fromfile", "genfromtxt", "load", "loadtxt", "memmap", "save", "savetxt", "savez", "savez_compressed")}
 # The few places where a way is right that is not epath's.
 RIGHT = {
+    ("cdcd_jax.data.beam", "tempfile"): "where Beam makes the folders that it leaves on this machine",
     ("cdcd_jax.data.files", "fsspec"): "what epath stands on, for what it has no word for: a glob in one request, what lies at a path",
     ("cdcd_jax.data.files", "tempfile"): "large files, written on this machine before they are copied into a bucket",
     ("cdcd_jax.doors", "os.path"): "the --config file, which is Python and run from this machine's disk",

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from tests import corpora, forked
 from tests.forked import ROOT
 
 FLAGS = ["--config=configs/demo27.py", "--config.data.tokenizer=char", "--config.data.sequence_length=16", "--config.data.alphabet=text"]
+# The same, a key with a space and one of training besides, in every form in which a flag may be given.
+FORMS = ["--config", "configs/demo27.py", "--config.data.tokenizer", "char", "-config.data.sequence_length=16", "-config.data.alphabet", "text",
+         "--config.data.text_key=the text", "--noconfig.train.self_conditioning", "--config.data.valid_fraction", ".2"]  # fmt: skip
 
 
 def content(folder: pathlib.Path) -> dict[str, bytes]:
@@ -21,17 +25,22 @@ def content(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def test_a_text_is_prepared_and_how_to_train_on_it_is_said(tmp_path):
-    source = corpora.write(tmp_path / "my lines.jsonl", corpora.json_lines(corpora.documents(200) + [""]))
-    flags = [*FLAGS, f"--config.data.source={source}", f"--output={tmp_path / 'out'}"]
-    first = forked.door("prepare", *flags, "--workers=1", "--config.train.num_steps=3")
+    source = corpora.write(tmp_path / "my lines.jsonl", corpora.json_lines(corpora.documents(200) + [""], "the text"))
+    output = tmp_path / "my output"
+    first = forked.door("prepare", *FORMS, "--config.data.source", str(source), f"--output={output}", "--workers=1")
     assert first.code == 0, first.stderr
     assert re.search(r"train *│ *1\d\d *│ *1 *│", first.stdout) and "valid" in first.stdout
-    command = f"  python -m cdcd_jax.train --config=configs/demo27.py --workdir=runs/NAME {' '.join(FLAGS[1:])} --config.train.num_steps=3 "
-    assert first.stdout.endswith(f"{command}--config.data.source={tmp_path / 'out'}\n")
-    assert {"manifest.json", "token_counts.json", "tokenizer/tokenizer.json", "train-00000-of-00001.array_record"} <= set(content(tmp_path / "out"))
-    again = forked.door("prepare", *flags)
-    assert (again.code, again.stdout.count("\n")) == (0, 1)
-    assert re.match(r".*/out is complete: [\d,]+ records, every one of them as it was written.\n", again.stdout)
+    assert {"manifest.json", "token_counts.json", "tokenizer/tokenizer.json", "train-00000-of-00001.array_record"} <= set(content(output))
+    command = shlex.split(first.stdout.splitlines()[-1])
+    assert command[:5] == ["python", "-m", "cdcd_jax.train", "--config=configs/demo27.py", "--workdir=runs/NAME"]
+    assert sorted(command[5:]) == sorted(
+        [*FLAGS[1:], "--config.data.text_key=the text", "--config.train.self_conditioning=False", "--config.data.valid_fraction=0.2",
+         f"--config.data.source={output}"]
+    )  # fmt: skip
+    # These flags say the same as those given.
+    again = forked.door("prepare", command[3], *command[5:], f"--config.data.source={source}", f"--output={output}")
+    assert (again.code, again.stdout.count("\n")) == (0, 1), again.stderr
+    assert re.match(r".*/my output is complete: [\d,]+ records, every one of them as it was written.\n", again.stdout)
 
 
 @pytest.mark.parametrize(
@@ -55,26 +64,38 @@ def test_mistakes_are_a_sentence(flags, said):
     assert not (ROOT / "out").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_or_killed_it_goes_on(tmp_path, door_environment, number):
-    """Ctrl-C reaches all processes of a terminal, and says one word; a kill reaches one, and its workers end as well."""
+def written(folder: pathlib.Path, notes: pathlib.Path) -> dict[str, tuple[int, int]]:
+    """Of the files that a note says are finished: the number on the disk and the time, which are others when a file is written a second time."""
+    told = [path.name.removesuffix(".json") for path in notes.glob("*.json")] if notes.exists() else []
+    found = [path for path in folder.iterdir() if path.name in told or path.stem in told] if told else []
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
+
+
+def test_interrupted_and_killed_it_goes_on(tmp_path, door_environment):
+    """Ctrl-C reaches all processes of a terminal, and says one word; a kill reaches one, and its workers end as well. Nothing is done twice."""
     source = corpora.write(tmp_path / "prose.txt", corpora.prose(20_000) * 100)
-    flags = [*FLAGS, f"--config.data.source={source}", "--workers=2", f"--output={tmp_path / 'out'}"]
+    out, unfinished = tmp_path / "out", tmp_path / "out" / "unfinished"
+    flags = [*FLAGS, f"--config.data.source={source}", "--workers=2", f"--output={out}"]
     command = [sys.executable, "-m", "cdcd_jax.prepare", *flags]
-    process = subprocess.Popen(command, cwd=ROOT, env=door_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
-    tokens = tmp_path / "out" / "unfinished" / "tokens"
-    while not (tokens.exists() and any(name.endswith(".json") for name in os.listdir(tokens))):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)
-    else:
-        process.kill()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == (130 if number == signal.SIGINT else -9)
-    lines = [line for line in said.splitlines() if not re.match(r"(parts|shards) \w+ \d+/\d+ ", line)]
-    assert lines == (["interrupted."] if number == signal.SIGINT else [])
-    assert not (tmp_path / "out" / "manifest.json").exists()
+
+    def end(folder: pathlib.Path, notes: pathlib.Path, number: signal.Signals) -> dict[str, tuple[int, int]]:
+        """Prepares until something is finished there, and gives the signal."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, cwd=ROOT, env=door_environment, process_group=0, **pipes)
+        while not (notes.exists() and any(notes.glob("*.json"))):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.kill()
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == (130 if number == signal.SIGINT else -9)
+        lines = [line for line in said.splitlines() if not re.match(r"(parts|shards) \w+ \d+/\d+ ", line)]
+        assert lines == (["interrupted."] if number == signal.SIGINT else []) and not (out / "manifest.json").exists()
+        return written(folder, notes)
+
+    tokens = end(unfinished / "tokens", unfinished / "tokens", signal.SIGINT)
+    shards = end(out, unfinished / "shards", signal.SIGKILL)
+    assert tokens and tokens.items() <= written(unfinished / "tokens", unfinished / "tokens").items()
     ended = forked.door("prepare", *flags)
     assert ended.code == 0, ended.stderr
-    assert sorted(os.listdir(tmp_path / "out" / "tokenizer")) == ["tokenizer.json"] and not (tmp_path / "out" / "unfinished").exists()
+    assert shards and all((path.stat().st_ino, path.stat().st_mtime_ns) == shards[path.name] for path in out.iterdir() if path.name in shards)
+    assert shards.keys() < set(os.listdir(out)) and sorted(os.listdir(out / "tokenizer")) == ["tokenizer.json"] and not unfinished.exists()

@@ -4,9 +4,13 @@ The functions and their items are the same as those of the worker processes, and
 """
 
 import argparse
+import atexit
+import contextlib
 import functools
 import pickle
-from collections.abc import Callable, Iterable
+import secrets
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from etils import epath
@@ -28,17 +32,36 @@ class _Parser(argparse.ArgumentParser):
 
 
 def mapping(flags: list[str], folder: epath.Path) -> Map:
-    """`map` as a pipeline with Beam's own flags. Its results, which must be small, come back in a file in the folder's unfinished/.
+    """`map` as a pipeline with Beam's own flags. Its results, which must be small, come back in a file of the folder's unfinished/.
 
     Raises UserError for flags that Beam does not know or cannot read, which it would leave out or end the process for.
     """
     _check(flags)
     options = PipelineOptions(flags)
     try:
-        apache_beam.Pipeline(options=options)  # whether there is such a runner, and whether it has all that it needs
+        with _own_temporary_folder():
+            apache_beam.Pipeline(options=options)  # whether there is such a runner, and whether it has all that it needs
     except (ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"Apache Beam cannot begin with these flags: {sentence(error)}") from error
-    return functools.partial(_map, options, folder / records.UNFINISHED / "results")
+    return functools.partial(_map, options, folder / records.UNFINISHED)
+
+
+@functools.cache
+def _temporary_folder() -> str:
+    """A folder that is taken away when the process ends, after all that Beam does then: what was registered first is called last."""
+    folder = tempfile.mkdtemp(prefix="cdcd_jax-beam-")
+    atexit.register(epath.Path(folder).rmtree, missing_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _own_temporary_folder() -> Iterator[None]:
+    """Beam leaves folders among the system's temporary ones, one for each pipeline; inside the block they are made in one of ours."""
+    before, tempfile.tempdir = tempfile.tempdir, _temporary_folder()
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _check(flags: list[str]) -> None:
@@ -52,11 +75,13 @@ def _check(flags: list[str]) -> None:
         raise UserError(f"Apache Beam has no flag {unknown[0]!r}{hint if 'did you mean' in hint else '; its flags are --name=value'}.")
 
 
-def _map(options: PipelineOptions, path: epath.Path, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+def _map(options: PipelineOptions, folder: epath.Path, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     numbered = list(enumerate(items))
     if not numbered:
         return []
-    with apache_beam.Pipeline(options=options) as pipeline:
+    # A name of its own: in a bucket no lock keeps a second preparation away.
+    path = folder / f"{records.RESULTS}{secrets.token_hex(4)}"
+    with _own_temporary_folder(), apache_beam.Pipeline(options=options) as pipeline:
         (
             pipeline
             | apache_beam.Create(numbered)
@@ -67,8 +92,8 @@ def _map(options: PipelineOptions, path: epath.Path, function: Callable[[Any], A
         )
     found = sorted(pickle.loads(path.read_bytes()), key=lambda result: result[0])
     path.unlink()
-    if not files.in_bucket(path) and not any(path.parent.iterdir()):
-        path.parent.rmdir()
+    if not files.in_bucket(folder) and not any(folder.iterdir()):
+        folder.rmdir()
     for _, told, _ in found:
         if told is not None:
             raise told

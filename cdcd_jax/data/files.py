@@ -230,6 +230,20 @@ def matching(pattern: epath.Path) -> list[epath.Path]:
     return sorted(set(found), key=str)
 
 
+def matches(pattern: epath.Path, path: epath.Path) -> bool:
+    """Whether `matching` would find a path, be it there or not."""
+    return _match(pattern.parts, path.parts)
+
+
+def _match(patterns: tuple[str, ...], names: tuple[str, ...]) -> bool:
+    if not patterns or not names:
+        return patterns in ((), ("**",)) and not names
+    if patterns[0] == "**":
+        return _match(patterns[1:], names) or names[0][0] != "." and _match(patterns, names[1:])
+    shown = names[0][0] != "." or patterns[0][0] == "."
+    return shown and fnmatch.fnmatchcase(names[0], patterns[0]) and _match(patterns[1:], names[1:])
+
+
 def _filesystem(path: epath.Path) -> fsspec.AbstractFileSystem:
     """What epath itself stands on, for what it has no word for."""
     return fsspec.filesystem(str(path).partition("://")[0] if in_bucket(path) else "file")

@@ -1,7 +1,5 @@
 """Which files, embedded text or data set a config names, and the spans into which they are divided: by their sizes alone."""
 
-from collections.abc import Iterable
-
 from etils import epath
 
 from cdcd_jax.config import DataConfig, UserError, did_you_mean
@@ -29,14 +27,16 @@ def find(config: DataConfig) -> dict[str, Groups]:
         return {"train": [(Span("embedded", config.source, *ends),) for ends in _ranges(size, _share(size, BYTES))]}
     paths = _split_paths(config.source) if "{split}" in config.source else {"train": _paths(config.source)}
     sizes = {path: _size(path) for mine in paths.values() for path in mine}
-    divisible = rule(config, map(_kind, sizes)) != "hash"  # the hash of a text is that of all of it
     share = _share(sum(sizes.values()), BYTES)
-    return {split: _grouped([(path, sizes[path]) for path in mine], share, divisible) for split, mine in paths.items()}
+    return {split: _grouped([(path, sizes[path]) for path in mine], share) for split, mine in paths.items()}
 
 
-def rule(config: DataConfig, kinds: Iterable[str]) -> str:
-    """How the documents in these kinds of spans are divided where the source has no splits: "tail", "exact" or "hash"."""
-    return config.split if config.split != "auto" else "tail" if {"embedded", "text"}.issuperset(kinds) else "hash"
+def reads(source: str, path: epath.Path) -> bool:
+    """Whether a glob would read a file at that place, if one were there."""
+    if source.partition(":")[0] in HUBS or source in EMBEDDED:
+        return False
+    named = [source.replace("{split}", word) for words in WORDS.values() for word in words] if "{split}" in source else [source]
+    return any(files.matches(files.absolute(files.locate(name)), path) for name in named)
 
 
 def _share(total: int, bounds: tuple[int, int]) -> int:
@@ -60,13 +60,13 @@ def _size(path: epath.Path) -> int:
         raise files.failed(error, f"data.source file {str(path)!r} cannot be read: {files.reason(error)}.") from error
 
 
-def _grouped(sized: list[tuple[epath.Path, int]], share: int, divisible: bool) -> Groups:
+def _grouped(sized: list[tuple[epath.Path, int]], share: int) -> Groups:
     """Large files in ranges, if they can be read from the middle; small ones of one kind together."""
     groups: Groups = []
     room = 0
     for path, size in sized:
         kind, name = _kind(path), str(path)
-        if size > share and not text.is_compressed(name) and (divisible or kind == "lines"):
+        if size > share and not text.is_compressed(name):
             groups += [(Span(kind, name, *ends),) for ends in _ranges(size, share)]
             room = 0
         elif groups and size <= room:

@@ -10,7 +10,6 @@
 Nothing here depends on the number of workers, nor on whether they are processes or machines.
 """
 
-import bisect
 import contextlib
 import dataclasses
 import fcntl
@@ -18,26 +17,33 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from cdcd_jax.config import DataConfig, UserError
-from cdcd_jax.data import files, records, sources, stages, tokenizers, unigram
-from cdcd_jax.data.records import MANIFEST, TOKEN_COUNTS, TOKENIZER, UNFINISHED, Manifest
-from cdcd_jax.data.stages import Filled, Filling, Stretch
+from cdcd_jax.data import files, places, records, sources, stages, tokenizers, unigram
+from cdcd_jax.data.layout import Layout, check_sizes, lay_out
+from cdcd_jax.data.records import MANIFEST, RESULTS, TOKEN_COUNTS, TOKENIZER, UNFINISHED, Manifest
+from cdcd_jax.data.splits import SPLITS
+from cdcd_jax.data.stages import Filled, Filling
 from cdcd_jax.data.streams import Job, Stream
 from cdcd_jax.data.workers import Map
 
-LEAST_SHARD, MOST_SHARD, SHARDS = 1 << 22, 1 << 28, 16  # bytes, and how many shards a split has if these bounds allow
 OTHERWISE = ("source", "tokenizer_from", "pad_insertion")  # keys of the config that a plan holds by content, or that training alone needs
 SHARD_NAMES = "shards.json"
 FINISHING = (TOKEN_COUNTS, "tokenizer.json", "spm.model")  # what is written before the manifest, each time anew
-OURS = ("lock", "plan.json", TOKENIZER, "tokens", SHARD_NAMES, "shards", "results")  # what is written into unfinished/
+OURS = ("lock", "plan.json", TOKENIZER, "tokens", SHARD_NAMES, "shards")  # what is written into unfinished/, besides RESULTS
+# Of what is written one name of each kind, to see that no glob takes it for a text.
+WRITTEN = (
+    MANIFEST, TOKEN_COUNTS, f"{TOKENIZER}/tokenizer.json", f"{TOKENIZER}/spm.model", *(f"{split}-00000-of-00001.array_record" for split in SPLITS),
+    f"{UNFINISHED}/lock", f"{UNFINISHED}/plan.json", f"{UNFINISHED}/{SHARD_NAMES}", f"{UNFINISHED}/{RESULTS}0", f"{UNFINISHED}/shards/train.json",
+    *(f"{UNFINISHED}/tokens/000000.{last}" for last in ("json", *SPLITS)),
+)  # fmt: skip
 Watch = Callable[[str, int, Iterable[Any]], Iterable[Any]]
-Streams = list[dict[str, Stream]]
 
 
 def unwatched(what: str, total: int, results: Iterable[Any]) -> Iterable[Any]:
@@ -56,53 +62,63 @@ def prepare(
     """
     folder = files.absolute(folder)
     with files.writing(folder):
+        if any(places.reads(config.source, folder / name) for name in WRITTEN):
+            raise UserError(f"data.source {config.source!r} would read what is written into {folder} as text: name another folder as --output.")
         _refuse_others(folder)
-    listing = sources.list_parts(config, run)
+    with _alone(folder):
+        listing = sources.list_parts(config, run)
+        with files.writing(folder):
+            return _prepare(config, folder, listing, run, watch, say)
+
+
+def _prepare(
+    config: DataConfig, folder: epath.Path, listing: sources.Listing, run: Map, watch: Watch, say: Callable[[str], None]
+) -> tuple[Manifest, bool]:
+    """The same, of what is listed, by the only process that is at it."""
     plan = make_plan(config, listing.parts)
-    with files.writing(folder), _alone(folder):
-        if (folder / MANIFEST).exists():
-            return _whole(folder, plan, run, watch), True
-        _begin(folder, plan, say)
-        tokenizer = _tokenizer(config, listing.parts, folder / UNFINISHED / TOKENIZER, run, watch)
-        job = Job(config, str(folder), _digest([plan, tokenizer.fingerprint]))
-        numbered = list(enumerate(listing.parts))
-        streams = list(watch("parts tokenised", len(numbered), run(functools.partial(stages.tokenise, job), numbered)))
-        everything = [stream for of_part in streams for stream in of_part.values()]
-        if not any(stream.characters for stream in everything):
-            raise sources.no_text(config, sum(stream.empty for stream in everything))
-        layouts = {split: _lay_out(config, tokenizer.vocab_size, streams, split) for split in sources.SPLITS}
-        _check_sizes(config, layouts)
-        fillings = [filling for layout in layouts.values() for filling in layout.fillings]
-        shards, counts = _fill(job, fillings, tokenizer.vocab_size, run, watch)
-        splits = {
-            split: _counts(job, layout, [of_part[split] for of_part in streams if split in of_part], listing.empty_documents.get(split, 0))
-            for split, layout in layouts.items()
-            if layout.tokens
-        }
-        resolved = dataclasses.replace(config, tokenizer=tokenizer.name)
-        if tokenizer.name == "sentencepiece":
-            resolved = dataclasses.replace(resolved, vocab_size=tokenizer.vocab_size)
-        manifest = Manifest(
-            format=records.FORMAT,
-            source=config.source,
-            num_records=sum(split.num_records for split in splits.values()),
-            record_length=config.sequence_length,
-            num_characters=sum(split.num_characters for split in splits.values()),
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            data_fingerprint=job.key,
-            plan=plan,
-            dtype=records.dtype_for(tokenizer.vocab_size),
-            packing=config.packing,
-            config=dataclasses.asdict(resolved),
-            inputs=listing.inputs,
-            splits=splits,
-            shards=shards,
-        )
-        tokenizer.save(folder / TOKENIZER)
-        files.write_whole(folder / TOKEN_COUNTS, json.dumps(counts) + "\n")
-        records.write_manifest(folder, manifest)
-        _take_away(folder / UNFINISHED)
-        return manifest, False
+    if (folder / MANIFEST).exists():
+        return _whole(folder, plan, run, watch), True
+    _begin(folder, plan, say)
+    tokenizer = _tokenizer(config, listing.parts, folder / UNFINISHED / TOKENIZER, run, watch)
+    job = Job(config, str(folder), _digest([plan, tokenizer.fingerprint]))
+    numbered = list(enumerate(listing.parts))
+    streams = list(watch("parts tokenised", len(numbered), run(functools.partial(stages.tokenise, job), numbered)))
+    everything = [stream for of_part in streams for stream in of_part.values()]
+    if not any(stream.characters for stream in everything):
+        raise sources.no_text(config, sum(stream.empty for stream in everything))
+    layouts = {split: lay_out(config, tokenizer.vocab_size, streams, split) for split in sources.SPLITS}
+    check_sizes(config, layouts)
+    fillings = [filling for layout in layouts.values() for filling in layout.fillings]
+    shards, counts = _fill(job, fillings, tokenizer.vocab_size, run, watch)
+    splits = {
+        split: _counts(job, layout, [of_part[split] for of_part in streams if split in of_part], listing.empty_documents.get(split, 0))
+        for split, layout in layouts.items()
+        if layout.tokens
+    }
+    resolved = dataclasses.replace(config, tokenizer=tokenizer.name)
+    if tokenizer.name == "sentencepiece":
+        resolved = dataclasses.replace(resolved, vocab_size=tokenizer.vocab_size)
+    manifest = Manifest(
+        format=records.FORMAT,
+        source=config.source,
+        num_records=sum(split.num_records for split in splits.values()),
+        record_length=config.sequence_length,
+        num_characters=sum(split.num_characters for split in splits.values()),
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        data_fingerprint=job.key,
+        plan=plan,
+        dtype=records.dtype_for(tokenizer.vocab_size),
+        packing=config.packing,
+        config=dataclasses.asdict(resolved),
+        inputs=listing.inputs,
+        splits=splits,
+        shards=shards,
+    )
+    tokenizer.save(folder / TOKENIZER)
+    files.write_whole(folder / TOKEN_COUNTS, json.dumps(counts) + "\n")
+    records.write_manifest(folder, manifest)
+    _take_away(folder / UNFINISHED)
+    return manifest, False
 
 
 def make_plan(config: DataConfig, parts: list[sources.Part]) -> dict[str, Any]:
@@ -145,17 +161,33 @@ def _refuse_others(folder: epath.Path) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: epath.Path) -> Iterator[None]:
-    """Keeps a second process of this machine from the same folder. The lock is the kernel's, so a kill leaves none."""
+    """Keeps a second process of this machine from the same folder, and leaves nothing behind if nothing else was written.
+
+    The lock is the kernel's, so a kill leaves none.
+    """
     if files.in_bucket(folder) or (folder / MANIFEST).exists():
         yield
         return
-    (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
-    with (folder / UNFINISHED / "lock").open("w") as file:
+    unfinished = folder / UNFINISHED
+    made = list(itertools.takewhile(lambda path: not path.exists(), (unfinished, *unfinished.parents)))
+    with contextlib.ExitStack() as stack:
+        with files.writing(folder):
+            unfinished.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((unfinished / "lock").open("w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(file.fileno()).st_nlink:
+                raise BlockingIOError("who had it took it away meanwhile, and another may be there")
         except BlockingIOError as error:
             raise UserError(f"another process prepares {folder} at this moment; wait for it, or name another --output.") from error
-        yield
+        try:
+            yield
+        finally:
+            if unfinished.exists() and [path.name for path in unfinished.iterdir()] == ["lock"]:
+                (unfinished / "lock").unlink()
+                with contextlib.suppress(OSError):  # others may have written into them
+                    for path in made:
+                        path.rmdir()
 
 
 def _whole(folder: epath.Path, plan: dict[str, Any], run: Map, watch: Watch) -> Manifest:
@@ -194,7 +226,8 @@ def _begin(folder: epath.Path, plan: dict[str, Any], say: Callable[[str], None])
 def _ours(unfinished: epath.Path) -> tuple[list[epath.Path], bool]:
     """What of a folder `unfinished` was written here, and whether that is all of it."""
     found = [path for path in unfinished.iterdir() if path != unfinished] if unfinished.exists() else []
-    ours = [path for path in found if path.name in OURS or path.name.startswith(tuple(map(files.partial_name, OURS)))]
+    begin = (RESULTS, f".{RESULTS}", *map(files.partial_name, OURS))
+    ours = [path for path in found if path.name in OURS or path.name.startswith(begin)]
     return ours, len(ours) == len(found)
 
 
@@ -254,77 +287,6 @@ def _made(config: DataConfig, parts: list[sources.Part], run: Map, watch: Watch)
     texts = list(itertools.chain.from_iterable(found))
     sentences = texts if fraction < 1 else unigram.sentences("".join(texts)[len(join) :])
     return tokenizers.from_sample(config, sentences, train, counts)
-
-
-class Layout(NamedTuple):
-    """A split's tokens, the shards that are made of them, and those after the last whole row, which are dropped."""
-
-    tokens: int
-    dropped: int
-    fillings: list[Filling]
-
-    @property
-    def records(self) -> int:
-        return sum(filling.num_records for filling in self.fillings)
-
-
-def _lay_out(config: DataConfig, vocabulary: int, streams: Streams, split: str) -> Layout:
-    stretches = list(_stretches(streams, split))
-    ends = list(itertools.accumulate(stretch.last - stretch.first for stretch in stretches))
-    size = ends[-1] if ends else 0
-    dtype = records.dtype_for(vocabulary)
-    width = records.record_bytes(config.sequence_length, dtype, config.packing)
-    rows = size // width
-    shards = -(-rows * width // min(max(rows * width // SHARDS, LEAST_SHARD), MOST_SHARD))
-    bounds = [rows * k // shards for k in range(shards + 1)] if shards else [0]
-    fillings = [
-        Filling(f"{split}-{k:05d}-of-{shards:05d}.array_record", split, last - first, list(_cut(stretches, ends, first * width, last * width)))
-        for k, (first, last) in enumerate(itertools.pairwise(bounds))
-    ]
-    if config.packing == "wrap":
-        return Layout(size // np.dtype(dtype).itemsize, size % width // np.dtype(dtype).itemsize, fillings)
-    return Layout(sum(of_part[split].tokens for of_part in streams if split in of_part), 0, fillings)
-
-
-def _stretches(streams: Streams, split: str) -> Iterator[Stretch]:
-    """What of the files of tokens makes up a split: the first document as it is, the others joined to the one before."""
-    first = True
-    for number, of_part in enumerate(streams):
-        if split in of_part:
-            stream = of_part[split]
-            if stream.alone and not first:
-                raise UserError(
-                    "the tokenizer lacks the line break or space that joins one document to the next; take another data.tokenizer_from, or "
-                    'data.packing = "pack" or "pad", which join none.'
-                )
-            if first and stream.bare:
-                yield Stretch(number, split, 0, stream.bare)
-                yield Stretch(number, split, stream.bare + stream.joined, stream.bytes)
-            else:
-                yield Stretch(number, split, stream.bare, stream.bytes)
-            first = False
-
-
-def _cut(stretches: list[Stretch], ends: list[int], first: int, last: int) -> Iterator[Stretch]:
-    """Bytes [first, last) of stretches laid one after the other, where they end at `ends`."""
-    for i in range(bisect.bisect_right(ends, first), len(stretches)):
-        number, split, begin, end = stretches[i]
-        at = ends[i] - (end - begin)
-        if at >= last:
-            return
-        yield Stretch(number, split, begin + max(first - at, 0), begin + min(last - at, end - begin))
-
-
-def _check_sizes(config: DataConfig, layouts: dict[str, Layout]) -> None:
-    """Raises UserError where a split is too small to be used: one row to train on, two to score, of which alone there is a standard error."""
-    for split, least in (("train", 1), ("valid", 2), ("test", 2)):
-        tokens, rows = layouts[split].tokens, layouts[split].records
-        if rows < least and (tokens or split != "test"):
-            raise UserError(
-                f"the {split} split of {config.source!r} has {tokens:,} tokens, fewer than {'two rows' if least == 2 else 'one row'} of "
-                f"data.sequence_length = {config.sequence_length}; give more text or a shorter sequence, or change data.valid_fraction = "
-                f"{config.valid_fraction} and data.test_fraction = {config.test_fraction}."
-            )
 
 
 def _fill(job: Job, fillings: list[Filling], vocabulary: int, run: Map, watch: Watch) -> tuple[list[records.Shard], list[int]]:

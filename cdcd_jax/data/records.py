@@ -23,8 +23,9 @@ from jaxtyping import Int, Int64, UInt8
 from cdcd_jax.config import UserError
 from cdcd_jax.data import files
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, UNFINISHED, TOKENIZER, TOKEN_COUNTS = "manifest.json", "unfinished", "tokenizer", "token_counts.json"
+RESULTS = "results-"  # how the names begin, in unfinished/, of what is handed back by machines
 SEGMENT = np.dtype("<u2")
 # Records are found in groups of 16: alone, the place of each would take half as much room as a short record. Packing them would save a third of the
 # room and take most of the time of a read.
@@ -76,29 +77,32 @@ class Manifest:
 
 def write_manifest(folder: epath.Path, manifest: Manifest) -> None:
     """Makes the folder whole."""
-    files.write_whole(folder / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
+    files.write_whole(folder / MANIFEST, json.dumps(sealed(dataclasses.asdict(manifest)), indent=2) + "\n")
+
+
+def sealed(about: dict[str, Any]) -> dict[str, Any]:
+    """What manifest.json holds, with the SHA-256 of all that stands there besides."""
+    rest = {key: value for key, value in about.items() if key != "sha256"}
+    return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def read_manifest(folder: epath.Path) -> Manifest:
-    """The manifest of a folder that has one. Raises UserError if it is damaged, or of another version."""
+    """The manifest of a folder that has one. Raises UserError if it is damaged, of another version, or not as it was written."""
     path = folder / MANIFEST
     try:
         about = json.loads(path.read_text())
         if about["format"] != FORMAT:
             raise UserError(f"{path} has the format {about['format']!r}, and this version reads {FORMAT}: prepare the text anew.")
+        if about != sealed(about):
+            raise UserError(f"{path} was changed after it was written: prepare the text anew.")
+        del about["sha256"]
         about["splits"] = {name: SplitCounts(**counts) for name, counts in about["splits"].items()}
         about["shards"] = [Shard(**shard) for shard in about["shards"]]
-        manifest = Manifest(**about)
-        for name, counts in manifest.splits.items():
-            if sum(shard.num_records for shard in manifest.shards if shard.split == name) != counts.num_records:
-                raise ValueError(f"its shards do not have the {counts.num_records} records of the split {name}")
-        if manifest.dtype not in ("uint16", "uint32") or manifest.num_records != sum(shard.num_records for shard in manifest.shards):
-            raise ValueError("it contradicts itself")
+        return Manifest(**about)
     except files.failures() as error:
         raise files.failed(error, f"{path} cannot be read: {files.reason(error)}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the text anew.") from error
-    return manifest
 
 
 def dtype_for(vocab_size: int) -> str:

@@ -8,16 +8,14 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from cdcd_jax.config import DataConfig, UserError
 from cdcd_jax.data import hub, places, spans, splits, text
-from cdcd_jax.data.spans import Facts, Span
+from cdcd_jax.data.spans import Facts, Hashes, Span
 from cdcd_jax.data.splits import SPLITS, Fractions, Use
-
-Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]  # `map`, or one over workers that keeps the order
+from cdcd_jax.data.workers import Map
 
 
 class Piece(NamedTuple):
@@ -30,10 +28,9 @@ class Piece(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What one worker reads by itself. name: for messages; key: a hash of all that decides what is read, its content included."""
+    """What one worker reads by itself. name: for messages."""
 
     name: str
-    key: str
     uses: tuple[Use, ...]
     fractions: Fractions  # of the documents that go by their hash
 
@@ -72,14 +69,19 @@ def list_parts(config: DataConfig, run: Map = map) -> Listing:
     if all(fact.blank for fact in facts.values()):
         raise no_text(config, sum(fact.empty for span, fact in facts.items() if not span.is_text))
     fractions = (0.0 if "valid" in found else config.valid_fraction, 0.0 if "test" in found else config.test_fraction)
-    uses: list[Use] = []
-    empty = {}
+    uses, numbers, empty = dict[str, list[Use]](), dict[str, int](), dict[str, int]()
     for split in found:
         mine = [span for group in found[split] for span in group]
-        used, number, empty[split] = splits.whole(mine, [facts[span] for span in mine], config)
-        uses += _divided(used, number, fractions, config) if split == "train" else [dataclasses.replace(use, split=split) for use in used]
-    in_stretches = dict.fromkeys(span.place for span in listed if span.kind in ("text", "lines", "hf") and not span.whole)
-    hashes = dict(zip(in_stretches, run(spans.hash_file, in_stretches), strict=True))
+        used, numbers[split], empty[split] = splits.whole(mine, [facts[span] for span in mine], config)
+        uses[split] = [dataclasses.replace(use, split=split) for use in used]
+    rule = _rule(uses["train"], numbers["train"], fractions, config)
+    in_stretches = dict.fromkeys((span.kind, span.place) for span in listed if span.kind in ("text", "lines", "hf") and not span.whole)
+    hashed = run(functools.partial(spans.hash_file, config, rule == "hash"), in_stretches)
+    hashes = {place: of_file for (_, place), of_file in zip(in_stretches, hashed, strict=True)}
+    if rule == "hash":
+        uses["train"] = _by_hash(uses["train"], hashes, fractions, config)
+    elif rule:
+        uses["train"] = splits.tail(uses["train"], numbers["train"], fractions, config, rule == "exact")
     return Listing(_parts(uses, groups, fractions), _inputs(facts, hashes), empty)
 
 
@@ -116,7 +118,7 @@ def _documents(use: Use, at: int, some: list[str], encoded: list[bytes], fractio
     if at < use.start or starts[-1] > use.stop or "" in some:
         used = [i for i, document in enumerate(some) if document and use.start <= starts[i] < use.stop]
         some, encoded = [some[i] for i in used], [encoded[i] for i in used]
-    for split, documents in ({use.split: some} if use.split else splits.by_hashes(some, encoded, fractions)).items():
+    for split, documents in ({use.split: some} if use.split else splits.documents_by_hash(some, encoded, fractions)).items():
         if documents and max(map(len, documents)) <= text.PIECE:
             yield split, documents, True
         else:
@@ -147,35 +149,49 @@ def fingerprint(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _divided(uses: list[Use], number: int, fractions: Fractions, config: DataConfig) -> list[Use]:
-    """The splits of what has none of its own."""
+def _rule(uses: list[Use], number: int, fractions: Fractions, config: DataConfig) -> str:
+    """How what is for training, so many documents, is divided: "tail", "exact" or "hash"; "" if it is not."""
     if not uses:
         raise UserError(f"data.source {config.source!r} has no text for training; its train split is empty.")
     if not any(fractions):
-        return uses
+        return ""
     if number == 1 and not uses[0].span.is_text:
         raise UserError(f"data.source {config.source!r} is a single document, which is not divided; give more, or files for each split ({{split}}).")
-    rule = places.rule(config, [use.span.kind for use in uses])
-    if rule == "hash" and number == 1:
+    if config.split == "hash" and number == 1:
         raise UserError(f'data.split = "hash" divides documents, and data.source {config.source!r} is a single one; use "tail" or "exact".')
-    if rule == "exact" and number > 1:
+    if config.split == "exact" and number > 1:
         raise UserError(f'data.split = "exact" cuts one text, and data.source {config.source!r} is {number:,} documents; use "tail" or "hash".')
-    return splits.hashed(uses, fractions) if rule == "hash" else splits.tail(uses, number, fractions, config, rule == "exact")
+    return config.split if config.split != "auto" else "tail" if number == 1 else "hash"
 
 
-def _parts(uses: list[Use], groups: list[tuple[Span, ...]], fractions: Fractions) -> list[Part]:
+def _by_hash(uses: list[Use], hashes: dict[str, Hashes], fractions: Fractions, config: DataConfig) -> list[Use]:
+    """Each document for the split of its hash."""
+    digests = {use.span.place: hashes[use.span.place].text if use.span.place in hashes else use.digest for use in uses if use.span.is_text}
+    different, wanted = len(set(digests.values())), [sum(fractions) < 1, *map(bool, fractions)].count(True)
+    if different < wanted and all(use.span.is_text for use in uses):
+        raise UserError(
+            f"data.source {config.source!r} holds {different} different text{'s' if different > 1 else ''}, and {wanted} splits need as many, "
+            "since none is divided; give more files, or fewer splits."
+        )
+    return splits.hashed(uses, digests, fractions)
+
+
+def _parts(uses: dict[str, list[Use]], groups: list[tuple[Span, ...]], fractions: Fractions) -> list[Part]:
     """What is read together, and for the same split, is a part."""
     group_of = {span: i for i, group in enumerate(groups) for span in group}
     parts = []
-    for _, together in itertools.groupby(uses, lambda use: (group_of[use.span], use.split)):
+
+    def place(use: Use) -> tuple[int, str]:
+        return group_of[use.span], use.split
+
+    # By hash one split's files stand between another's: of all that one worker reads they are brought together.
+    for _, together in itertools.groupby(sorted(itertools.chain.from_iterable(uses.values()), key=place), place):
         mine = tuple(together)
-        content = [[dataclasses.asdict(use) for use in mine], fractions if not mine[0].split else []]
-        name = mine[0].span.name + (f" and {len(mine) - 1} more" if mine[1:] else "")
-        parts.append(Part(name, fingerprint(json.dumps(content)), mine, fractions))
+        parts.append(Part(mine[0].span.name + (f" and {len(mine) - 1} more" if mine[1:] else ""), mine, fractions))
     return parts
 
 
-def _inputs(facts: dict[Span, Facts], hashes: dict[str, tuple[int, str]]) -> list[dict[str, Any]]:
+def _inputs(facts: dict[Span, Facts], hashes: dict[str, Hashes]) -> list[dict[str, Any]]:
     inputs = []
     for (kind, place, split), group in itertools.groupby(facts, lambda span: (span.kind, span.place, span.split)):
         mine = [facts[span] for span in group]
@@ -185,7 +201,7 @@ def _inputs(facts: dict[Span, Facts], hashes: dict[str, tuple[int, str]]) -> lis
         elif kind == "tfds":
             place = f"tfds:{hub.tfds_version(place)} {split}"
         else:
-            size, sha256 = hashes[place] if place in hashes else (size, mine[0].sha256)
+            size, sha256 = hashes[place][:2] if place in hashes else (size, mine[0].sha256)
         inputs.append({"name": place, "bytes": size, "sha256": sha256})
     return inputs
 

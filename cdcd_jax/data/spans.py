@@ -15,7 +15,7 @@ EMBEDDED = ("kjv",)
 UNCOUNTED = 1 << 62
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)  # of many small files there are many
 class Span:
     """Bytes of a file, characters of an embedded text, or examples of a data set, from `first` to before `last`; the whole file if both are 0.
 
@@ -148,17 +148,30 @@ def _scan(span: Span, config: DataConfig) -> Facts:
     return Facts(digest.hexdigest(), characters, size, full, empty, blank, left, right, "")
 
 
-def hash_file(place: str) -> tuple[int, str]:
-    """The size and SHA-256 of a file that is read in stretches."""
-    digest, size = hashlib.sha256(), 0
+class Hashes(NamedTuple):
+    """Of a file that is read in stretches: bytes and SHA-256; and the SHA-256 of its text, in UTF-8 and after the alphabet, if that was asked for."""
+
+    size: int
+    sha256: str
+    text: str
+
+
+def hash_file(config: DataConfig, of_text: bool, about: tuple[str, str]) -> Hashes:
+    """Reads a file, given by kind and place, from its beginning to its end. of_text: whether the text of a file of text is asked for."""
+    kind, place = about
+    digest, size, of_its_text = hashlib.sha256(), 0, hashlib.sha256()
 
     def see(block: bytes) -> None:
         nonlocal size
         digest.update(block)
         size += len(block)
 
-    text.digest_file(place, see)
-    return size, digest.hexdigest()
+    if of_text and kind == "text":
+        for piece in text.read_text(place, 0, 0, config.alphabet, see):
+            of_its_text.update(piece.encode("utf-8"))
+    else:
+        text.digest_file(place, see)
+    return Hashes(size, digest.hexdigest(), of_its_text.hexdigest())
 
 
 def _bound(whole: str, nominal: int) -> int:

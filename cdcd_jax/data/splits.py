@@ -4,9 +4,10 @@ import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from jaxtyping import Int
 
 from cdcd_jax.config import DataConfig
 from cdcd_jax.data.spans import Facts, Span, documents
@@ -15,7 +16,7 @@ SPLITS = ("train", "valid", "test")
 Fractions = tuple[float, float]  # of validation and of test
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)  # of many small files there are many
 class Use:
     """Characters [start, stop) of a span's text, for a split; "" is each document's own, by its hash. digest: the span's.
 
@@ -66,22 +67,44 @@ def _joined(pairs: list[tuple[Span, Facts]], letters: bool) -> list[Use]:
     return [Use(span, digest, start, stop, i == 0, "train") for i, (span, digest, start, stop) in enumerate(used)]
 
 
-def by_hash(digest: bytes, fractions: Fractions) -> str:
-    """The split of the document whose text, in UTF-8, has that SHA-256: test, valid or train. The same text is always in the same split."""
-    number = int.from_bytes(digest[:8], "big") / 2**64
-    return "test" if number < fractions[1] else "valid" if number < sum(fractions) else "train"
+def by_hash(digests: Iterable[bytes], fractions: Fractions) -> Int[np.ndarray, "d"]:
+    """The splits, by their places in SPLITS, of documents whose texts, in UTF-8, have these SHA-256. The same text is always in the same split."""
+    numbers = np.frombuffer(b"".join(digest[:8] for digest in digests), ">u8") / 2.0**64
+    return np.where(numbers < fractions[1], 2, np.where(numbers < sum(fractions), 1, 0))
 
 
-def by_hashes(texts: list[str], encoded: list[bytes], fractions: Fractions) -> dict[str, list[str]]:
-    """The same for many documents, which are given with their bytes: those of each split, in order."""
-    numbers = np.frombuffer(b"".join(hashlib.sha256(data).digest()[:8] for data in encoded), ">u8") / 2.0**64
-    split = np.where(numbers < fractions[1], 2, np.where(numbers < sum(fractions), 1, 0))
+def documents_by_hash(texts: list[str], encoded: list[bytes], fractions: Fractions) -> dict[str, list[str]]:
+    """The documents of each split, in order; encoded: their bytes."""
+    split = by_hash((hashlib.sha256(data).digest() for data in encoded), fractions)
     return {name: [texts[i] for i in np.flatnonzero(split == number).tolist()] for number, name in enumerate(SPLITS)}
 
 
-def hashed(uses: list[Use], fractions: Fractions) -> list[Use]:
-    """Each document for the split of its hash. A text must be in one span."""
-    return [dataclasses.replace(use, split=by_hash(bytes.fromhex(use.digest), fractions) if use.span.is_text else "") for use in uses]
+def files_by_hash(digests: Iterable[str], fractions: Fractions) -> dict[str, str]:
+    """The splits of a few long documents, by the SHA-256 of their texts in hexadecimal: by hash, but none that has a share goes away empty.
+
+    The lowest hashes are for the test, those after them for validation, the highest for training: where by_hash gives a split nothing, it has the one
+    that comes next in this order. There must be as many different documents as splits with a share.
+    """
+    different = sorted(set(digests))
+    split = by_hash(map(bytes.fromhex, different), fractions)
+    test = max(int((split == 2).sum()), int(fractions[1] > 0))
+    held_out = max(int((split > 0).sum()), test + int(fractions[0] > 0))
+    held_out = min(held_out, len(different) - int(sum(fractions) < 1))
+    test = min(test, held_out - int(fractions[0] > 0))
+    return {digest: "test" if i < test else "valid" if i < held_out else "train" for i, digest in enumerate(different)}
+
+
+def hashed(uses: list[Use], digests: dict[str, str], fractions: Fractions) -> list[Use]:
+    """Each document for the split of its hash; of a file that holds many, each is looked at when it is read.
+
+    digests: the SHA-256, in hexadecimal, of each text, by its place.
+    """
+    if len(digests) == len({use.span.place for use in uses}):
+        split = files_by_hash(digests.values(), fractions)
+    else:  # among files of many documents one text is one of many
+        chosen = by_hash(map(bytes.fromhex, digests.values()), fractions).tolist()
+        split = {digest: SPLITS[number] for digest, number in zip(digests.values(), chosen, strict=True)}
+    return [dataclasses.replace(use, split=split[digests[use.span.place]] if use.span.place in digests else "") for use in uses]
 
 
 def tail(uses: list[Use], number: int, fractions: Fractions, config: DataConfig, exact: bool) -> list[Use]:

@@ -17,7 +17,6 @@ from cdcd_jax.evaluation.model import Model
 from cdcd_jax.training import telemetry
 from cdcd_jax.training.progress import progress
 
-STRAIGHTNESS_BINS = 20
 STRETCHES, STRETCH = 4, 1 << 16  # of a large corpus, so many stretches of so many rows tell its words
 
 
@@ -57,7 +56,7 @@ def nll(model: Model, rows: pipeline.Rows, draws: int = 4, seed: int = 0) -> dic
     characters = sum(int(model.tokenizer.characters[np.concatenate(documents(batch))].sum()) for batch in batches)
     nats_per_bit = np.log(2.0) * characters / tokens
     levels, values, weights = (a.reshape(-1) for a in (u, measured["cross_entropy"], measured["tokens"]))
-    entropy = telemetry.binned(levels, values, weights, min(STRAIGHTNESS_BINS, u.size))
+    entropy = telemetry.binned(levels, values, weights, min(telemetry.BINS, u.size))
     return {
         "kind": "elbo",
         "bits_per_char": nats / nats_per_bit,

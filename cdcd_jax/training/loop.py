@@ -93,10 +93,9 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
             targets = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, sharding)
             with clock.phase("checkpoint"):
                 state, position, saved_meta = checkpoints.restore(targets, saved)
-            for what in ("tokenizer_fingerprint", "data_fingerprint"):
+            for what, other in (("tokenizer_fingerprint", "another tokenizer"), ("data_fingerprint", "other data")):
                 if saved_meta[what] != meta[what]:
-                    kind = what.removesuffix("_fingerprint")
-                    raise UserError(f"{directory} was trained with another {kind} than {config.data.source!r} gives now; nothing was changed.")
+                    raise UserError(f"{directory} was trained with {other} than {config.data.source!r} gives now; nothing was changed.")
             batches.set_state(position)
             if back is not None:
                 said = checkpoints.set_aside_after(back)

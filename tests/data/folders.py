@@ -53,7 +53,7 @@ def make(folder: epath.Path, length: int, packing: str, numbers: dict[str, int],
         "data_fingerprint": hashlib.sha256(json.dumps(shards).encode()).hexdigest(), "plan": {}, "dtype": "uint16", "packing": packing,
         "config": dataclasses.asdict(DataConfig()), "inputs": [], "splits": splits, "shards": shards,
     }  # fmt: skip
-    (folder / records.MANIFEST).write_text(json.dumps(manifest))
+    (folder / records.MANIFEST).write_text(json.dumps(records.sealed(manifest)))
     return folder
 
 

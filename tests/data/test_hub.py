@@ -1,17 +1,21 @@
 """Data sets of TFDS and Hugging Face: built here, mocked by TFDS itself, or refused in one sentence."""
 
 import dataclasses
+import hashlib
 import itertools
 import pathlib
 import pickle
+import runpy
 import subprocess
 import sys
 
 import pytest
+from etils import epath
 
 from cdcd_jax.config import DataConfig, UserError
-from cdcd_jax.data import hub, places, sources
+from cdcd_jax.data import hub, places, preparation, sources
 from tests import corpora
+from tests.forked import ROOT
 
 TRAIN, VALID = corpora.documents(700, 1), corpora.documents(90, 2)
 pytestmark = [
@@ -81,19 +85,50 @@ def test_lm1bs_held_out_split_is_its_test():
     found = documents(config("tfds:two_splits", valid_split="test"))
     assert {split: sorted(texts) for split, texts in found.items()} == {"train": sorted(TRAIN), "valid": sorted(VALID)}
     found = documents(config("tfds:two_splits", valid_fraction=0.2))
-    assert sorted(found["train"] + found["valid"]) == sorted(TRAIN) and 90 < len(found["valid"]) < 190 and sorted(found["test"]) == sorted(VALID)
+    below = [text for text in TRAIN if int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 16**16 < 0.2]
+    assert 90 < len(below) < 190 and sorted(found["valid"]) == sorted(below)
+    assert sorted(found["train"]) == sorted(set(TRAIN) - set(below)) and sorted(found["test"]) == sorted(VALID)
     with_own = documents(config("tfds:tiny_talk", valid_split="test"))
     assert sorted(with_own["valid"]) == ["a test", "is this"] and "test" not in with_own
 
 
+LM1B = {form: get_config(form).data.to_dict() for get_config in [runpy.run_path(str(ROOT / "configs" / "lm1b.py"))["get_config"]]
+        for form in ("wrapped", "unwrapped")}  # fmt: skip
+
+
+def test_lm1bs_splits_are_all_of_its_sentences(monkeypatch):
+    """As configs/lm1b.py takes them, of the numbers that are published: none is left out or taken twice."""
+    monkeypatch.setattr(hub, "tfds_splits", lambda name, key: {"train": 30_301_028, "test": 306_688})
+    groups = places.find(DataConfig(**LM1B["wrapped"]))
+    assert set(groups) == {"train", "valid"}
+    for ours, theirs, number in (("train", "train", 30_301_028), ("valid", "test", 306_688)):
+        found = [span for group in groups[ours] for span in group]
+        assert {(span.place, span.split) for span in found} == {("lm1b", theirs)}
+        assert [span.first for span in found] == [0, *(span.last for span in found[:-1])] and found[-1].last == number
+
+
+@pytest.mark.parametrize("form", LM1B)
+def test_lm1bs_form_in_small(folder, tmp_path, form):
+    """A data set with its two splits, prepared with its config: so many documents in each, one in a row where it is unwrapped."""
+    small = {"source": "tfds:two_splits", "tokenizer": "char", "sequence_length": 16}
+    manifest, _ = preparation.prepare(DataConfig(**(LM1B[form] | small)), epath.Path(tmp_path / "out"))
+    assert {split: about.num_documents for split, about in manifest.splits.items()} == {"train": len(TRAIN), "valid": len(VALID)}
+    rows = {split: -(-len(text) // 16) for split, text in (("train", "\n".join(TRAIN)), ("valid", "\n".join(VALID)))}
+    if form == "wrapped":
+        assert all(rows[split] - 1 <= about.num_records <= rows[split] for split, about in manifest.splits.items())
+    else:
+        assert [about.num_records for about in manifest.splits.values()] == [sum(-(-len(text) // 16) for text in texts) for texts in (TRAIN, VALID)]
+
+
 def test_tfds_data_that_is_built_anew_is_other_data(tmp_path, monkeypatch):
-    """The same name, version and number of examples: the keys are of the content."""
-    keys = []
+    """The same name, version and number of examples: what is planned is of the content."""
+    plans = []
     for name in ("a", "b"):
         corpora.build_tfds(tmp_path / name, {"train": ["one", f"two {name}"]})
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / name))
-        keys.append([part.key for part in sources.list_parts(config("tfds:tiny_talk", valid_fraction=0.0)).parts])
-    assert keys[0] != keys[1]
+        chosen = config("tfds:tiny_talk", valid_fraction=0.0)
+        plans.append(preparation.make_plan(chosen, sources.list_parts(chosen).parts)["text"])
+    assert plans[0] != plans[1]
 
 
 def test_tfds_is_read_without_tensorflow(folder):

@@ -12,7 +12,7 @@ from etils import epath
 
 from benchmarks import read_back
 from cdcd_jax.config import DataConfig
-from cdcd_jax.data import places, preparation, records, sources, stages, streams, tokenizers, unigram, workers
+from cdcd_jax.data import layout, places, preparation, records, sources, stages, streams, tokenizers, unigram, workers
 from tests import corpora
 
 CHARS = DataConfig(tokenizer="char", sequence_length=16, valid_fraction=0.2, test_fraction=0.1)
@@ -23,7 +23,7 @@ def small(monkeypatch):
     """Parts, batches and shards so small that a short text has many."""
     monkeypatch.setattr(places, "BYTES", (2000, 1 << 24))
     monkeypatch.setattr(streams, "BATCH", 300)
-    monkeypatch.setattr(preparation, "LEAST_SHARD", 1500)
+    monkeypatch.setattr(layout, "LEAST_SHARD", 1500)
 
 
 @pytest.fixture
@@ -65,6 +65,21 @@ def test_what_is_written_is_the_source(request, tmp_path, packing, name, tokeniz
             assert about.num_characters == len(text[split]) - (about.num_documents - 1) and about.tokens_dropped == 0
     assert sum(about.num_documents for about in manifest.splits.values()) == (120 if name == "lines" else 3)
     assert sum(about.empty_documents for about in manifest.splits.values()) == (2 if name == "lines" else 0)
+
+
+@pytest.mark.parametrize("packing", ["wrap", "pad"])
+def test_files_of_text_are_prepared_as_they_are_divided(tmp_path, packing):
+    """Small ones, and large ones in several parts, of which each is in one split; two names of one file in the same."""
+    for i in range(12):
+        corpora.write(tmp_path / f"{i:02}.txt", corpora.prose(900 if i % 9 % 4 == 0 else 60, i % 9))
+    config = dataclasses.replace(CHARS, source=str(tmp_path / "*.txt"), packing=packing)
+    manifest = prepare(config, tmp_path / "out")
+    characters = read_back.compare(config, epath.Path(tmp_path / "out"))
+    assert set(characters) == {"train", "valid", "test"} and sum(about.num_documents for about in manifest.splits.values()) == 12
+    texts = [(tmp_path / f"{i:02}.txt").read_bytes().decode() for i in range(12)]
+    of_split = sources.load_texts(config)
+    assert all([text in whole for whole in of_split.values()].count(True) == 1 for text in texts)
+    assert all(of_split[split].count(text) == texts.count(text) for text in set(texts) for split in of_split if text in of_split[split])
 
 
 @pytest.mark.parametrize("packing", ["wrap", "pack"])

@@ -1,7 +1,6 @@
 """Preparing data when something goes wrong: it goes on where it was, takes nothing for what it is not, and leaves alone what is not its own."""
 
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -17,7 +16,7 @@ from etils import epath
 
 from benchmarks import read_back
 from cdcd_jax.config import DataConfig, UserError
-from cdcd_jax.data import places, preparation, records, stages, streams, tokenizers
+from cdcd_jax.data import layout, places, preparation, records, spans, stages, streams, tokenizers
 from tests import corpora, forked, tiny
 
 CHARS = DataConfig(tokenizer="char", sequence_length=16, valid_fraction=0.2, test_fraction=0.1)
@@ -27,7 +26,7 @@ CHARS = DataConfig(tokenizer="char", sequence_length=16, valid_fraction=0.2, tes
 def small(monkeypatch):
     """Parts, batches and shards so small that a short text has several."""
     monkeypatch.setattr(places, "BYTES", (1500, 1 << 24))
-    monkeypatch.setattr(preparation, "LEAST_SHARD", 3000)
+    monkeypatch.setattr(layout, "LEAST_SHARD", 3000)
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def unfinished(config: DataConfig, folder: pathlib.Path, stage: Callable = stage
 
 def life(config: DataConfig, folder: str, operations: int) -> None:
     """Prepares, and dies as by SIGKILL before so many operations on files of the folder are done."""
-    places.BYTES, preparation.LEAST_SHARD = (1500, 1 << 24), 3000
+    places.BYTES, layout.LEAST_SHARD = (1500, 1 << 24), 3000
     left = operations
 
     def count(event: str, arguments: tuple) -> None:
@@ -207,12 +206,65 @@ def test_files_of_others_in_unfinished_stay(config, tmp_path):
 
 
 def test_two_at_once_are_refused(config, tmp_path):
-    folder = unfinished(config, tmp_path / "out")
-    with (folder / "unfinished" / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """In every stage of the first, the listing included, which goes on undisturbed."""
+    stages_seen = []
+
+    def run(function, items):
+        stages_seen.append(getattr(function, "func", function))
         with pytest.raises(UserError, match="another process prepares .*out at this moment"):
-            prepare(config, folder)
-    prepare(config, folder)
+            prepare(config, tmp_path / "out")
+        return map(function, items)
+
+    prepare(config, tmp_path / "out", run)
+    assert {spans.scan, spans.hash_file, stages.tokenise, stages.fill} <= set(stages_seen)
+    prepare(config, tmp_path / "undisturbed")
+    assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
+
+
+def test_what_cannot_be_listed_leaves_nothing(config, tmp_path):
+    """Nor does what was killed there keep another from it."""
+    for folder in (tmp_path / "new" / "out", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match="does not exist"):
+            prepare(dataclasses.replace(config, source=str(tmp_path / "none.txt")), folder)
+        assert sorted(os.listdir(tmp_path)) == ["empty", "lines.jsonl"] and not os.listdir(tmp_path / "empty")
+    corpora.write(tmp_path / "empty" / "unfinished" / "lock", "")
+    corpora.write(tmp_path / "empty" / "unfinished" / "results-0123", "of machines")
+    prepare(config, tmp_path / "empty")
+    assert not (tmp_path / "empty" / "unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    "source, output, refused",
+    [
+        ("**", "out", True),
+        ("**/*.json", "books/deep/out", True),
+        ("*/*", "books", True),
+        ("books/{split}/**", "books/validation/out", True),
+        ("**/lines.jsonl", "out", False),
+        ("*/*.txt", "books", False),
+        ("*", "out", False),
+        ("**", "../beside", False),
+        ("**", ".out", False),  # hidden names are not among them
+    ],
+)
+def test_an_output_that_the_source_would_read_is_refused(config, tmp_path, monkeypatch, source, output, refused):
+    """The first time as well as the second, before anything is written; relative names are those of the same place."""
+    home = tmp_path / "home"
+    for name in ("a/lines.jsonl", "a/b.txt", "books/train/0.jsonl", "books/valid/0.jsonl", "lines.jsonl"):
+        corpora.write(home / name, corpora.json_lines(corpora.documents(40)))
+    if output == "books":
+        shutil.rmtree(home / "books")
+    monkeypatch.chdir(home)
+    config = dataclasses.replace(config, source=source if refused else f"{home}/{source}", tokenizer="byte", text_key="text")
+    for _ in range(2):
+        before = tiny.snapshot(tmp_path)
+        if refused:
+            with pytest.raises(UserError, match=r"would read what is written into .* as text: name another folder as --output\.$"):
+                prepare(config, pathlib.Path(output))
+            assert tiny.snapshot(tmp_path) == before
+        else:
+            prepare(config, pathlib.Path(output))
 
 
 def test_a_text_that_changes_meanwhile_leads_to_nothing_that_looks_whole(config, tmp_path):

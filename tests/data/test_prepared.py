@@ -80,11 +80,11 @@ def test_each_process_hashes_its_share_and_no_shard_is_hashed_twice(made, monkey
     assert hashed == [name for name in names if name.startswith("valid")]  # without a share, what is read and nothing else
 
 
-def spoil(name, change):
+def spoil(name, change, seal=False):
     def spoiled(folder):
         content = json.loads((folder / name).read_text())
         change(content)
-        (folder / name).write_text(json.dumps(content))
+        (folder / name).write_text(json.dumps(records.sealed(content) if seal else content))
 
     return spoiled
 
@@ -112,7 +112,7 @@ def without(split):
         manifest["shards"] = [shard for shard in manifest["shards"] if shard["split"] != split]
         manifest["num_records"] = sum(shard["num_records"] for shard in manifest["shards"])
 
-    return spoil("manifest.json", change)
+    return spoil("manifest.json", change, seal=True)
 
 
 def unfinished(folder):
@@ -128,9 +128,9 @@ FAULTS = {
     "manifest cut short": (lambda f: (f / "manifest.json").write_text('{"format": 1, '), "manifest.json is damaged"),
     "manifest of no text": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), "manifest.json is damaged"),
     "manifest is a list": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json is damaged"),
-    "manifest lacks a key": (spoil("manifest.json", lambda m: m.pop("splits")), "manifest.json is damaged"),
-    "manifest lacks a shard": (spoil("manifest.json", lambda m: m["shards"].pop()), "manifest.json is damaged"),
-    "manifest of another version": (spoil("manifest.json", lambda m: m.update(format=2)), "has the format 2, and this version reads 1"),
+    "manifest lacks a key": (spoil("manifest.json", lambda m: m.pop("splits"), seal=True), "manifest.json is damaged"),
+    "manifest lacks a shard": (spoil("manifest.json", lambda m: m["shards"].pop()), "manifest.json was changed after it was written: prepare"),
+    "manifest of another version": (spoil("manifest.json", lambda m: m.update(format=1)), "has the format 1, and this version reads 2"),
     "no training part": (without("train"), "the training part of .* has 0 records, fewer than 1"),
     "nothing held out": (without("valid"), "the held-out part of .* has 0 records, fewer than 2"),
     "shard missing": (lambda f: (f / SHARD).unlink(), f"the shard .*{SHARD} is missing: put the right one back, or prepare"),
@@ -188,7 +188,7 @@ def test_a_vocabulary_of_another_size_is_one_sentence(tmp_path):
     tokenizer = tokenizers.train(DataConfig(vocab_size=15), text, text)
     manifest = json.loads((folders.make(epath.Path(tmp_path), LENGTH, "wrap", NUMBERS) / "manifest.json").read_text())
     tokenizer.save(tmp_path / "tokenizer")
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"tokenizer_fingerprint": tokenizer.fingerprint}))
+    (tmp_path / "manifest.json").write_text(json.dumps(records.sealed(manifest | {"tokenizer_fingerprint": tokenizer.fingerprint})))
     (tmp_path / "token_counts.json").write_text(json.dumps([1] * 15))
     fits = config(tmp_path, tokenizer="sentencepiece", vocab_size=15)
     pipeline.load_corpus(fits)

@@ -8,12 +8,15 @@ import os
 import pathlib
 import pickle
 import re
+import runpy
 
 import pytest
+from etils import epath
 
 from cdcd_jax.config import DataConfig, UserError
-from cdcd_jax.data import places, sources, text
+from cdcd_jax.data import files, places, preparation, sources, spans, splits, text
 from tests import corpora
+from tests.forked import ROOT
 
 
 def test_king_james_is_whole_and_in_order(kjv):
@@ -101,9 +104,11 @@ def test_globs_are_those_of_a_shell(tmp_path, monkeypatch):
     (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
     (tmp_path / "linked").symlink_to(tmp_path / "deep" / "er")
     monkeypatch.setenv("HOME", str(tmp_path))
+    everything = sorted(os.path.join(folder, name) for folder, _, names in os.walk(tmp_path, followlinks=True) for name in names)
     for pattern in ("*.txt", ".*.txt", "?.txt", "**/*.txt", "*/*.txt", "**/er/*.txt", "deep/[a-e]*", "linked/*", "**/.d/*"):
-        files = [name for name in sorted(glob.glob(str(tmp_path / pattern), recursive=True)) if pathlib.Path(name).is_file()]
-        assert files and sources.load_text(f"~/{pattern}", "text") == "\n".join(pathlib.Path(name).read_text() for name in files)
+        found = [name for name in sorted(glob.glob(str(tmp_path / pattern), recursive=True)) if pathlib.Path(name).is_file()]
+        assert [name for name in everything if files.matches(epath.Path(tmp_path / pattern), epath.Path(name))] == found
+        assert found and sources.load_text(f"~/{pattern}", "text") == "\n".join(pathlib.Path(name).read_text() for name in found)
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path):
@@ -248,12 +253,12 @@ def test_empty_documents_are_left_out_and_counted(tmp_path):
 
 
 def test_parts_do_not_depend_on_who_reads_them(tmp_path, small):
-    """They are pickled, read in any order, and each says by its key what is read: the content, whatever the file is called or when it was written."""
+    """They are pickled, and read in any order."""
     path = corpora.write(tmp_path / "a.jsonl", corpora.json_lines(DOCUMENTS))
     chosen = config(path, valid_fraction=0.2)
     listing = sources.list_parts(chosen)
     again = sources.list_parts(chosen, lambda task, items: [pickle.loads(pickle.dumps(task))(item) for item in items])
-    assert listing == again and len(listing.parts) > 10 and len({part.key for part in listing.parts}) == len(listing.parts)
+    assert listing == again and len(listing.parts) > 10
     pieces = [list(sources.read(part, chosen)) for part in listing.parts]
     assert [list(sources.read(pickle.loads(pickle.dumps(part)), chosen)) for part in reversed(listing.parts)] == pieces[::-1]
 
@@ -263,16 +268,23 @@ def test_parts_do_not_depend_on_who_reads_them(tmp_path, small):
     [{"alphabet": "27"}, {"valid_fraction": 0.3}, {"test_fraction": 0.1}, {"split": "tail"}, {"text_key": "title"}, {"source": "content"}],
     ids=lambda change: next(iter(change)),
 )
-def test_a_parts_key_changes_with_what_is_read(tmp_path, change):
+def test_what_is_planned_changes_with_what_is_read(tmp_path, change):
+    """By the content, whatever the file is called and whenever it was written."""
+
+    def planned(config: DataConfig) -> str:
+        return preparation.make_plan(config, sources.list_parts(config).parts)["text"]
+
     lines = [{"text": text, "title": text[:9]} for text in DOCUMENTS]
     path = corpora.write(tmp_path / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     chosen = config(path, valid_fraction=0.2)
-    before = {part.key for part in sources.list_parts(chosen).parts}
+    before = planned(chosen)
+    copy = corpora.write(tmp_path / "copy.jsonl", path.read_bytes())
+    assert planned(dataclasses.replace(chosen, source=str(copy))) == before
     if "source" in change:
         path.write_bytes(path.read_bytes().replace(b"the", b"thy", 1))
     else:
         chosen = dataclasses.replace(chosen, **change)
-    assert before.isdisjoint(part.key for part in sources.list_parts(chosen).parts)
+    assert planned(chosen) != before
 
 
 def test_a_file_that_changes_while_it_is_read(tmp_path, small):
@@ -324,8 +336,20 @@ def test_exact_is_text8s_rule_to_the_character(tmp_path, small):
     path = corpora.write(tmp_path / "text8", content)
     found = sources.load_texts(config(path, alphabet="27", split="exact", valid_fraction=0.05, test_fraction=0.05))
     assert found == {"train": content[:9000], "valid": content[9000:9500], "test": content[9500:]}
-    for total in (100_000_000, 6_877_825, 12_345_679):
-        assert round(total * (1 - (0.05 + 0.05))) == round(total * 0.9) and round(total * (1 - 0.05)) == round(total * 0.95)
+
+
+def test_text8s_splits_have_90_5_and_5_million_characters():
+    """As configs/text8.py divides a text of its length, from stretches as large as its parts are."""
+    data = runpy.run_path(str(ROOT / "configs" / "text8.py"))["get_config"]().data.to_dict()
+    ends = [(i * 1_000_000, (i + 1) * 1_000_000) for i in range(100)]
+    uses = [splits.Use(spans.Span("text", "text8", *end), "", 0, 1_000_000, end[0] == 0, "train") for end in ends]
+    chosen = DataConfig(**data)
+    found = splits.tail(uses, 1, (chosen.valid_fraction, chosen.test_fraction), chosen, exact=chosen.split == "exact")
+    begin = 0
+    for split, number in (("train", 90_000_000), ("valid", 5_000_000), ("test", 5_000_000)):
+        mine = [use for use in found if use.split == split]
+        assert sum(map(len, mine)) == number and mine[0].span.first + mine[0].start == begin and mine[0].begins
+        begin += number
 
 
 def test_tail_of_several_documents_divides_none(tmp_path, small):
@@ -333,9 +357,9 @@ def test_tail_of_several_documents_divides_none(tmp_path, small):
         corpora.write(tmp_path / f"{i}.txt", PROSE[i * 1000 : (i + 1) * 1000])
     wanted = [PROSE[i * 1000 : (i + 1) * 1000] for i in range(10)]
     for fraction, first in ((0.05, 9), (0.1, 9), (0.12, 8), (0.95, 1), (1.0, 0)):
-        found = documents(config(tmp_path / "*.txt", valid_fraction=fraction))
+        found = documents(config(tmp_path / "*.txt", split="tail", valid_fraction=fraction))
         assert found.get("train", []) == wanted[:first] and found["valid"] == wanted[first:]
-    found = documents(config(tmp_path / "*.txt", valid_fraction=0.2, test_fraction=0.15))
+    found = documents(config(tmp_path / "*.txt", split="tail", valid_fraction=0.2, test_fraction=0.15))
     assert found == {"train": wanted[:6], "valid": wanted[6:8], "test": wanted[8:]}
     corpora.write(tmp_path / "a.jsonl", corpora.json_lines(DOCUMENTS))
     lengths = [len(document) for document in DOCUMENTS]
@@ -360,8 +384,48 @@ def test_hash_is_by_the_text_alone(tmp_path, small):
     assert 20 <= len(set(found["valid"])) <= 60 and 8 <= len(set(found["test"])) <= 35
     for i, document in enumerate(DOCUMENTS):  # files are documents as well
         corpora.write(tmp_path / "files" / f"{len(DOCUMENTS) - i:03}.txt", document)
-    files = documents(config(tmp_path / "files" / "*.txt", split="hash", valid_fraction=0.2, test_fraction=0.1))
-    assert {name: set(texts) for name, texts in files.items()} == {name: set(texts) for name, texts in found.items()}
+    for split_by in ("hash", "auto"):
+        of_files = documents(config(tmp_path / "files" / "*.txt", split=split_by, valid_fraction=0.2, test_fraction=0.1))
+        assert {name: set(texts) for name, texts in of_files.items()} == {name: set(texts) for name, texts in found.items()}
+
+
+@pytest.mark.parametrize("alphabet", ["text", "27"])
+def test_files_of_text_are_divided_whole_and_repeated_ones_together(tmp_path, small, alphabet):
+    """By the hash of each, however large it is, whatever it is called and how it is packed: no document is on two sides."""
+    texts = [PROSE[i * 1100 : i * 1100 + (i % 4 + 1) * 250] for i in range(12)]
+    for i, content in enumerate(texts):
+        corpora.write(tmp_path / f"{i:02}.txt", content)
+        corpora.write(tmp_path / f"copy {i:02}.txt{'.gz' if i % 2 else ''}", ("\ufeff" if i % 3 else "") + content)
+    chosen = config(tmp_path / "*", alphabet=alphabet, valid_fraction=0.3, test_fraction=0.4)
+    found = documents(chosen)
+    letters = [corpora.to_27(content) if alphabet == "27" else content for content in texts]
+
+    def split(document: str) -> str:
+        number = int(hashlib.sha256(document.encode()).hexdigest()[:16], 16) / 16**16
+        return "test" if number < 0.4 else "valid" if number < 0.4 + 0.3 else "train"
+
+    assert found == {name: [text for text in letters if split(text) == name] * 2 for name in ("train", "valid", "test")}
+    listing = sources.list_parts(chosen)
+    assert any(not use.span.whole for part in listing.parts for use in part.uses)  # some are read in stretches
+    assert len(listing.parts) < 60 and sources.list_parts(dataclasses.replace(chosen, split="hash")) == listing
+
+
+def test_of_a_few_files_every_split_has_one():
+    """Those of the lowest hashes are for the test, then for validation: where no file is below a share, the next one is."""
+    digests = [f"{number:02x}" * 32 for number in (0x90, 0xA0, 0xB0, 0xC0)]  # as fractions 0.56 to 0.75
+    for number, shares, wanted in (
+        (4, (0.05, 0.0), "valid train train train"),
+        (4, (0.05, 0.05), "test valid train train"),
+        (3, (0.05, 0.05), "test valid train"),
+        (2, (0.0, 0.05), "test train"),
+        (4, (0.3, 0.6), "test valid valid train"),  # what no share leaves for training is the last
+        (4, (0.3, 0.3), "test valid train train"),
+        (4, (0.1, 0.8), "test test valid train"),
+        (4, (0.99, 0.0), "valid valid valid train"),
+        (2, (1.0, 0.0), "valid valid"),
+    ):
+        found = splits.files_by_hash([*digests[number - 1 :: -1], *digests[:number]], shares)
+        assert " ".join(found[digest] for digest in digests[:number]) == wanted, (number, shares)
 
 
 def test_splits_in_the_names_of_files(tmp_path):
@@ -383,6 +447,7 @@ def test_splits_in_the_names_of_files(tmp_path):
     [
         ({"split": "hash"}, 'data.split = "hash" divides documents, and data.source'),
         ({"source": "*.txt", "split": "exact"}, "b.txt' is 2 documents"),
+        ({"source": "*.txt"}, "b.txt' holds 1 different text, and 2 splits need as many, since none is divided; give more files, or fewer splits."),
         ({"valid_fraction": 0.6, "test_fraction": 0.5}, "data.valid_fraction = 0.6 and data.test_fraction = 0.5 must not be more than 1 together."),
         ({"valid_split": "test"}, "data.valid_split = 'test' names a split of a data set"),
         ({"source": "tdfs:lm1b"}, "'tdfs' is no kind of data set (did you mean \"tfds\"?)."),
