@@ -13,6 +13,7 @@ from cdcd_jax.config import DataConfig
 from cdcd_jax.data.spans import Facts, Span, documents
 
 SPLITS = ("train", "valid", "test")
+FEW = 50  # files of text, of which a share of some hundredths may be none: their end is held out instead
 Fractions = tuple[float, float]  # of validation and of test
 
 
