@@ -157,9 +157,11 @@ try_to() {
   fi
 }
 
+# A child that a signal ends before it has become its command still has this trap, and would remove what the launcher goes on with. So the shell that
+# runs it is asked for its number: $$ is the launcher's in all its children, and bash 3.2 has no BASHPID.
 make_scratch() {
   scratch=$(mktemp -d) || die "cannot make a temporary folder."
-  trap 'rm -rf "$scratch"' EXIT
+  trap '[[ $(exec sh -c "echo \$PPID") != "$$" ]] || rm -rf "$scratch"' EXIT
 }
 
 # The code of a job, of its processes' codes: 1 or 2 if any process ended so (a user's mistake, never tried again), else 130 (Ctrl-C), else any other

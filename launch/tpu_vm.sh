@@ -128,6 +128,7 @@ on_workers() {
     if [[ -n $opt_dry_run ]]; then
       quoted "${call[@]}"
     else
+      rm -f "$scratch/$node.said" # what an interrupted call still says must not come into this one's
       "${call[@]}" </dev/null >"$scratch/$node.said" 2>"$scratch/$node.words" &
       calls+=($!)
     fi
@@ -141,6 +142,27 @@ on_workers() {
   calls=()
   (cd "$scratch" && cat "${nodes[@]/%/.said}" >said && cat "${nodes[@]/%/.words}" >words)
   return "$failed"
+}
+
+# Prints what the job itself said in the last call, and sets what the workers answered: how many are running or busy, and what of (HOST=LIFE or
+# HOST=CODE ...) and told. No other command is called for it: Ctrl-C ends that as well, and half an answer would be taken for the whole.
+sort_out() {
+  local node line host word value mark
+  answers="" running=0 busy=0 told=""
+  for node in "${nodes[@]}"; do
+    while IFS= read -r line; do
+      if [[ $line != "@ "* ]]; then
+        printf '%s\n' "$line"
+        continue
+      fi
+      read -r _ host word value mark <<<"$line"
+      [[ $word != running ]] || running=$((running + 1))
+      [[ $word != busy ]] || busy=$((busy + 1))
+      answers+="$host=$value "
+      told+=$mark
+    done <"$scratch/$node.said"
+  done
+  [[ -n $answers ]]
 }
 
 # ready, taken (by the platform), deleted (by somebody), or unknown (under repair, or no answer).
@@ -167,41 +189,42 @@ state_of_tpus() {
 
 # Starts a life on all workers. Sets life, which may be one that runs there already. Fails when they cannot be reached.
 start() {
-  local fresh
+  local fresh answer answers running busy told others=""
   fresh=$(date +%s).$$.$((lives += 1)) # no other launcher has the same
   on_workers "$on_vm start $fresh $(printf '%q ' "${ARGS[@]}")" || {
     grep -q "No such file" "$scratch/words" && die "$name has not been set up: launch/tpu_vm.sh setup $mine"
     return 1
   }
-  grep -q '^@ [^ ]* busy' "$scratch/said" && die "another job runs on $name: launch/tpu_vm.sh logs $mine shows it, and stop ends it."
-  life=$(awk '/^@ / { print $4 }' "$scratch/said" | sort -u)
-  if [[ $life == *[[:space:]]* ]]; then
+  sort_out || return 1
+  ((busy)) && die "another job runs on $name: launch/tpu_vm.sh logs $mine shows it, and stop ends it."
+  life=""
+  for answer in $answers; do
+    [[ -z $life || $life == "${answer#*=}" ]] || others=yes
+    life=${answer#*=}
+  done
+  if [[ -n $others ]]; then
     on_workers "$on_vm stop last TERM"
     die "only some of the workers of $name ran this job already; all were told to stop: once they have, the same command starts all again."
   fi
   [[ $life == "$fresh" ]] || say "this job runs on $name already: watching it."
 }
 
-# Waits until the life has ended on all workers. Sets codes (HOST=CODE ...) and told. Fails when the workers cannot be reached and are not ready.
+# Waits until the life has ended on all workers. Sets answers (HOST=CODE ...) and told. Fails when the workers cannot be reached and are not ready.
 watch() {
-  local deadline="" seconds=${POLL:-20} lost="" running ended
+  local deadline="" seconds=${POLL:-20} lost="" running="" busy all
   while :; do
     if [[ $stopping == asked ]] && on_workers "$on_vm stop $life TERM"; then
       stopping=told
     fi
-    if watching=yes && on_workers "$on_vm wait $life $seconds"; then
+    if watching=yes && on_workers "$on_vm wait $life $seconds" && sort_out; then
       lost=""
-      grep -v '^@ ' "$scratch/said"
-      running=$(grep -c '^@ [^ ]* running' "$scratch/said")
-      ended=$(grep -c '^@ [^ ]* ended' "$scratch/said")
-      codes=$(awk '/^@ / { printf "%s=%s ", $2, $4 }' "$scratch/said")
-      told=$(awk '/^@ / && $5 == "told"' "$scratch/said")
       ((running)) || break
-      ((ended)) || continue
+      read -ra all <<<"$answers"
+      ((running < ${#all[@]})) || continue
       seconds=2
       [[ -n $deadline ]] || deadline=$((SECONDS + grace))
       ((SECONDS < deadline)) && continue
-      say "$running of $((running + ended)) workers did not end within $grace s of the others: killed."
+      say "$running of ${#all[@]} workers did not end within $grace s of the others: killed."
       watching="" && on_workers "$on_vm stop $life KILL"
     elif [[ -n $interrupted ]]; then
       interrupted="" # the call was ended by Ctrl-C, and says nothing
@@ -221,22 +244,27 @@ interrupt() {
   [[ -z $stopping ]] || { say "leaving; the workers end by themselves: launch/tpu_vm.sh logs $mine" && exit 130; }
   say "telling all workers to stop: they save first (once more: leaves at once)"
   stopping=asked interrupted=yes
-  [[ -z $watching ]] || kill "${calls[@]}" 2>/dev/null
+  [[ -z $watching ]] || kill ${calls[@]+"${calls[@]}"} 2>/dev/null
 }
 
 # Waits for a clear word about TPUs that cannot be reached, or whose workers were told to stop, and makes them anew if they were taken.
 # Fails when they are all right.
 recreate() {
   local end=$((SECONDS + ${1:-patience})) state
-  while state=$(state_of_tpus) && [[ $state == unknown || ($state == ready && -n ${1-}) ]]; do
+  while
+    state=$(state_of_tpus) # nothing, when Ctrl-C ended the question
+    [[ ${state:-unknown} == unknown || ($state == ready && -n ${1-}) ]]
+  do
     ((SECONDS < end)) || break
     sleep "${PAUSE:-10}"
   done
   case $state in
+  taken) ;;
   ready) return 1 ;;
   deleted) die "there is no $name in $opt_zone: launch/tpu_vm.sh create $mine --topology=$opt_topology makes it." ;;
-  unknown) die "no clear word about $name for $patience s: gcloud compute tpus tpu-vm describe ${nodes[0]} --zone=$opt_zone asks, and $removal removes all." ;;
+  *) die "no clear word about $name for $patience s: gcloud compute tpus tpu-vm describe ${nodes[0]} --zone=$opt_zone asks, and $removal removes all." ;;
   esac
+  [[ -z $stopping ]] || { say "the platform took $name: the same command makes it anew, and goes on; $removal removes the request" && exit 75; }
   say "the platform took $name: making it anew (this does not count as a restart)"
   delete
   create
@@ -250,16 +278,20 @@ leave() {
 }
 
 run() {
-  local restarts=0 code host pairs
+  local restarts=0 code host pairs answers told
   lives=0 stopping="" interrupted="" watching="" calls=()
   trap interrupt INT TERM
   while :; do
     if ! start; then
+      if [[ -n $interrupted ]]; then # whether it was started is not known: the same call again tells
+        interrupted=""
+        continue
+      fi
       recreate || die "no contact with $name ($(words_of "$scratch/words")); nothing was started."
       continue
     fi
     watch || { recreate; continue; } # where they came back by themselves, the same life is watched on
-    read -ra pairs <<<"$codes"
+    read -ra pairs <<<"$answers"
     code=$(verdict "${pairs[@]##*=}")
     say "workers ended with ${pairs[*]##*=}"
     if [[ $code != 0 && -z $stopping ]]; then
