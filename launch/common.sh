@@ -165,7 +165,7 @@ make_scratch() {
 }
 
 # The code of a job, of its processes' codes: 1 or 2 if any process ended so (a user's mistake, never tried again), else 130 (Ctrl-C), else any other
-# failure's, else 75 (asked for, killed by a signal, or gone without a code), else 0. launch/local_multihost.sh judges alike.
+# failure's, else 75 (asked for, killed by a signal, or gone without a code), else 0.
 verdict() {
   local code again=0 failed=0
   for code in "$@"; do

@@ -29,7 +29,7 @@ env | grep -E '^(JAX|CDCD|MEGASCALE|TPU|PLATFORM)' >$me.environment
 echo "life of $STUB_HOST: $*"; echo "Error: the last line of it" >&2
 case $word in
 kill) kill -9 $$ ;;
-hang) exec sleep 30 ;;
+hang) printf 'half a line'; exec sleep 30 ;;
 told) trap 'exit 75' TERM; kill -TERM $PPID; sleep 5 >/dev/null 2>&1 & wait ;;
 stoppable) trap 'exit 75' TERM; touch $me.running; sleep 30 >/dev/null 2>&1 & wait ;;
 taken) echo PREEMPTED >{folder}/vms/${{STUB_HOST%%-w-*}}/state; exec sleep 30 ;;
@@ -91,7 +91,7 @@ class Platform:
     def start(self, script: str | pathlib.Path, *words: str, **changes: str) -> subprocess.Popen[str]:
         command = [str(ROOT / script), *words]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.started.append(subprocess.Popen(command, env=self.environment(**changes), cwd=ROOT, text=True, **pipes))  # type: ignore[call-overload]
+        self.started.append(subprocess.Popen(command, env=self.environment(**changes), cwd=ROOT, text=True, start_new_session=True, **pipes))  # type: ignore[call-overload]
         return self.started[-1]
 
     def run(self, script: str | pathlib.Path, *words: str, **changes: str) -> tuple[int, str, str]:

@@ -1,15 +1,16 @@
 """The launchers for clusters against stand-ins of the platforms' commands (platforms.py): their restarts, what they say, and what they call."""
 
+import os
 import pathlib
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.platforms import COMMANDS, Platform, open_platform
+from tests.platforms import COMMANDS, ROOT, Platform, open_platform
 
 VM = ["--name=a", "--zone=z"]
 TPU = [*VM, "--topology=v5e:4x4"]
@@ -90,7 +91,11 @@ def wait_until(path: pathlib.Path) -> None:
         time.sleep(0.02)
 
 
-def test_tpu_vm_goes_on_without_its_terminal_and_stops_on_request(platform: Platform) -> None:
+@pytest.mark.parametrize(("kill", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)])
+def test_tpu_vm_goes_on_without_its_terminal_and_stops_on_request(
+    platform: Platform, kill: Callable[[int, int], None], number: signal.Signals
+) -> None:
+    """A terminal sends Ctrl-C to all that it started."""
     platform.machines("a")
     platform.lives(a_w_0="stoppable", a_w_1="stoppable")
     first = platform.start("launch/tpu_vm.sh", "run", *TPU, *TRAINER)
@@ -101,9 +106,17 @@ def test_tpu_vm_goes_on_without_its_terminal_and_stops_on_request(platform: Plat
     assert code == 2 and "another job runs on a: launch/tpu_vm.sh logs --name=a --zone=z shows it, and stop ends it." in err
     second = platform.start("launch/tpu_vm.sh", "run", *TPU, *TRAINER)
     assert second.stderr and "this job runs on a already: watching it." in second.stderr.readline()
-    second.send_signal(signal.SIGTERM)
-    _, err = second.communicate(timeout=200)
+    kill(second.pid, number)
+    _, err = second.communicate(timeout=100)
     assert second.returncode == 75 and "telling all workers to stop: they save first" in err and "again" not in err
+
+
+def test_a_call_that_is_ended_before_it_began_takes_nothing_along(platform: Platform) -> None:
+    """Until a forked shell has become its command it is the launcher's copy, and has its traps."""
+    calls = "for call in {1..20}; do sleep 9 >/dev/null 2>&1 & kill $!; wait $!; done"
+    script = f'source {ROOT}/launch/common.sh; make_scratch; trap : TERM; {calls}; ls -d "$scratch"'
+    ended = subprocess.run(["bash", "-c", script], env=platform.environment(), capture_output=True, text=True, timeout=100, check=False)
+    assert ended.returncode == 0 and ended.stdout.startswith(f"{platform.folder}/tmp/") and not list((platform.folder / "tmp").iterdir())
 
 
 @pytest.mark.parametrize(
