@@ -75,6 +75,10 @@ check_count() {
   [[ $2 =~ ^(0|[1-9][0-9]{0,4})$ && $2 -ge $3 ]] || die "--$1=$2 must be a whole number of at least $3."
 }
 
+check_accelerator() {
+  [[ " tpu cuda12 cuda13 cpu " == *" $1 "* ]] || die "--accelerator=$1 is none of tpu, cuda12, cuda13 and cpu."
+}
+
 # need gcloud "how to install it": with --dry-run nothing is called, so nothing is needed.
 need() {
   [[ -n $opt_dry_run ]] || command -v "$1" >/dev/null || die "there is no $1 here: $2"
@@ -135,11 +139,12 @@ hint_for() {
   *[Qq]uota* | *QUOTA*) echo "ask for quota, or name another zone or a smaller topology" ;;
   *"no more capacity"* | *[Ii]nsufficient* | *RESOURCE_EXHAUSTED*) echo "try another zone, or --spot" ;;
   *"not been used"* | *SERVICE_DISABLED*) echo "switch the service on: gcloud services enable tpu.googleapis.com container.googleapis.com" ;;
+  *core/project*) echo "name the project: --project=P, or gcloud config set project P" ;;
   *"auth login"* | *credentials* | *Unauthorized* | *"You must be logged in"*) echo "log in: gcloud auth login" ;;
   *PERMISSION_DENIED* | *orbidden* | *"do not have permission"*) echo "the account or the project is not the right one: gcloud config list" ;;
-  *ccelerator*"not found"* | *NOT_FOUND*cceleratorType*) echo "what the zone has: gcloud compute tpus accelerator-types list --zone=..." ;;
+  *ccelerator*"not found"* | *NOT_FOUND*cceleratorType*) echo "what the zone has: gcloud compute tpus accelerator-types list --zone=ZONE" ;;
   *"no matches for kind"* | *"unknown field"*) echo "the cluster needs JobSet $jobset_version or later: launch/gke/jobset.sh setup" ;;
-  *"connection to the server"* | *"current-context"*) echo "point kubectl at the cluster: gcloud container clusters get-credentials NAME --location=..." ;;
+  *"connection to the server"* | *"current-context"*) echo "point kubectl at the cluster: gcloud container clusters get-credentials NAME --location=ZONE" ;;
   *) echo "nothing was tried again" ;;
   esac
 }

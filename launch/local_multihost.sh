@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs N real processes of `python -m cdcd_jax.train ARGS...` on this machine, as N hosts would, and starts them again when they ask for it.
 #
-#   launch/local_multihost.sh [--max-restarts=K] N ARGS...
+#   launch/local_multihost.sh [--max-restarts=K] [--dry-run] N ARGS...
 #
 # Each process's lines are prefixed with its number. Ends with 0 when all end with 0; with 1 or 2 as soon as one of them does (a user's mistake, never
 # tried again); starts all of them again, K times at most (3 by default), when one ends with 75 or is killed; and ends with their code after that.
@@ -13,11 +13,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 set -m # each process is a group of its own: Ctrl-C reaches it only through the trap below, and is not ignored as in a script's other children
 
 max_restarts=3
+opt_dry_run=""
 while [[ ${1-} == -* ]]; do
   case $1 in
   --max-restarts=*) max_restarts=${1#*=} ;;
+  --dry-run) opt_dry_run=yes ;;
   --help | -h) help && exit 0 ;;
-  *) die "unknown option $1 before the number of processes: it takes --max-restarts=K and --help there, and the trainer's flags after the number." ;;
+  *) die "unknown option $1 before the number of processes: it takes --max-restarts=K, --dry-run and --help there, and the trainer's flags after the number." ;;
   esac
   shift
 done
@@ -29,6 +31,15 @@ shift
 python=${PYTHON:-$root/.venv/bin/python}
 command -v "$python" >/dev/null || die "there is no $python: run make install first, or name an interpreter in PYTHON."
 [[ $grace =~ ^[0-9]+$ ]] || die "GRACE=$grace must be a whole number of seconds."
+
+if [[ -n $opt_dry_run ]]; then
+  note "all at once, with a free port of this machine:"
+  for ((index = 0; index < count; index++)); do
+    quoted env JAX_COORDINATOR_ADDRESS=localhost:PORT JAX_NUM_PROCESSES="$count" JAX_PROCESS_ID="$index" "$python" -m cdcd_jax.train "$@"
+  done
+  note "one ended with 75 or was killed: all again, $max_restarts times at most"
+  exit 0
+fi
 
 pids=()
 passed=()

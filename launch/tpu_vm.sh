@@ -165,6 +165,14 @@ sort_out() {
   [[ -n $answers ]]
 }
 
+# What no waiting mends, such as nobody being logged in, is said before anything else. That there is no such request is not for this to judge.
+check_access() {
+  local words
+  gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)" </dev/null >/dev/null 2>"$scratch/words" && return
+  words=$(words_of "$scratch/words")
+  [[ $words == *NOT_FOUND* || $words == *"not found"* ]] || die "could not ask for $name in $opt_zone: $words; $(hint_for "$words" "$removal")."
+}
+
 # ready, taken (by the platform), deleted (by somebody), or unknown (under repair, or no answer).
 state_of_tpus() {
   local node state
@@ -280,6 +288,7 @@ leave() {
 run() {
   local restarts=0 code host pairs answers told
   lives=0 stopping="" interrupted="" watching="" calls=()
+  check_access
   trap interrupt INT TERM
   while :; do
     if ! start; then
@@ -311,6 +320,8 @@ run() {
 }
 
 show_run() {
+  note "whether the platform answers at all:"
+  quoted gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
   note "starts the job on all workers, detached:"
   on_workers "$on_vm start LIFE $(printf '%q ' "${ARGS[@]}")"
   note "again and again, until it has ended on all of them:"

@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ LAUNCHER = ROOT / "launch" / "local_multihost.sh"
 # Ends with the codes that the file named after its number lists, one a life; the port is real Python's to find.
 STUB = """#!/bin/bash
 if [[ $1 == -c ]]; then exec {python} "$@"; fi
-echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES: $*"
+echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS: $*"
 file={folder}/$JAX_PROCESS_ID
 code=$(head -1 $file); sed -i 1d $file
 [[ $code == kill ]] && kill -9 $$
@@ -65,7 +67,19 @@ def test_all_end_well(tmp_path: pathlib.Path) -> None:
     ended = launch(tmp_path, [[0], [0]])
     assert ended.returncode == 0
     for index in range(2):
-        assert f"[{index}] {index} of 2: -m cdcd_jax.train --a=b c --d\n" in ended.stdout
+        assert re.search(rf"\[{index}\] {index} of 2 at localhost:\d+: -m cdcd_jax.train --a=b c --d\n", ended.stdout), ended.stdout
+    ports = re.findall(r"localhost:(\d+)", ended.stdout)
+    assert ports[0] == ports[1]
+    with socket.create_server(("localhost", int(ports[0]))):
+        pass  # nobody else has it
+
+
+def test_dry_run_starts_nothing(tmp_path: pathlib.Path) -> None:
+    ended = launch(tmp_path, [[0], [0]], "--dry-run")
+    assert ended.returncode == 0 and not ended.stderr and (tmp_path / "0").read_text() == "0\n"
+    for index in range(2):
+        process = f"env JAX_COORDINATOR_ADDRESS=localhost:PORT JAX_NUM_PROCESSES=2 JAX_PROCESS_ID={index} {tmp_path}/python -m cdcd_jax.train"
+        assert f"{process} '--a=b c' --d\n" in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -98,7 +112,7 @@ def test_it_says_by_which_signal_a_process_ended(tmp_path: pathlib.Path) -> None
 
 def test_help_is_what_the_file_begins_with() -> None:
     ended = subprocess.run([str(LAUNCHER), "--help"], capture_output=True, text=True, timeout=20, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "") and "launch/local_multihost.sh [--max-restarts=K] N ARGS..." in ended.stdout
+    assert (ended.returncode, ended.stderr) == (0, "") and "launch/local_multihost.sh [--max-restarts=K] [--dry-run] N ARGS..." in ended.stdout
     assert "#" not in ended.stdout and "set -" not in ended.stdout
 
 
@@ -157,6 +171,7 @@ def test_mistakes(arguments: list[str], said: str) -> None:
     assert ended.returncode == 2 and said in ended.stderr and ended.stderr.count("\n") == 1
 
 
+@pytest.mark.slow  # all that only it shows is that the two parts fit: what each does is tested above, and in tests/test_hosts.py
 def test_a_killed_process_does_not_end_the_run(tmp_path: pathlib.Path, door_environment: dict[str, str]) -> None:
     """With two real processes, against the run of one that nobody disturbed. That not a bit changes is tests/test_hosts.py's."""
     (tmp_path / "corpus.txt").write_text(tiny.corpus(400))

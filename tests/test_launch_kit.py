@@ -141,6 +141,14 @@ def test_tpu_vm_says_a_refusal_in_the_platforms_words(platform: Platform, answer
     assert err.startswith(f"error: could not ask for a in z: {answer.split('.')[0]}") and err.rstrip("\n").endswith(said)
 
 
+def test_tpu_vm_does_not_wait_for_an_account(platform: Platform) -> None:
+    words = "You do not currently have an active account selected.\nPlease run:\n\n  $ gcloud auth login\n"
+    platform.answer("gcloud compute tpus queued-resources describe", (1, "", f"ERROR: (gcloud.compute.tpus.queued-resources.describe) {words}"))
+    code, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER)
+    assert code == 2 and err.startswith("error: could not ask for a in z: You do not currently have an active account") and err.count("\n") == 1
+    assert err.endswith("; log in: gcloud auth login.\n") and len(platform.calls()) == 1
+
+
 def test_tpu_vm_says_how_to_remove_a_request_that_failed(platform: Platform) -> None:
     words = "Quota limit has been exceeded"
     platform.answer("gcloud compute tpus queued-resources describe", (0, "WAITING_FOR_RESOURCES\t\n", ""), (0, f"FAILED\t{words}\n", ""))
@@ -294,6 +302,7 @@ MISTAKES = [
     ("gke/xpk.sh create --cluster=c --topology=v5e:4x4", "--zone=... is missing"),
     ("slurm.sh run --name=a --nodes=0 --gpus=8 -- --workdir=r", "--nodes=0 must be a whole number of at least 1."),
     ("slurm.sh run --name=a --nodes=1 --gpus=8", "the trainer's flags are missing"),
+    ("slurm.sh setup --accelerator=cuda11 --dry-run", "--accelerator=cuda11 is none of tpu, cuda12, cuda13 and cpu."),
     ("image.sh --image=i --accelerator=gpu", "--accelerator=gpu is none of tpu, cuda12, cuda13 and cpu."),
     ("install.sh gpu", "usage: launch/install.sh tpu|cuda12|cuda13|cpu, not 'gpu'."),
 ]  # fmt: skip
