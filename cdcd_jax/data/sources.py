@@ -81,7 +81,7 @@ def list_parts(config: DataConfig, run: Map = map) -> Listing:
     if rule == "hash":
         uses["train"] = _by_hash(uses["train"], hashes, fractions, config)
     elif rule:
-        uses["train"] = splits.tail(uses["train"], numbers["train"], fractions, config, rule == "exact")
+        uses["train"] = splits.tail(uses["train"], fractions, config, rule == "exact")
         _no_text_on_both_sides(uses["train"], config)
     return Listing(_parts(uses, groups, fractions), _inputs(facts, hashes), empty)
 
