@@ -69,10 +69,9 @@ def _along_torus(topology: Topology, mesh: Any, axes: list[str]) -> float:
     corner = grid[tuple(slice(None) if name in axes else 0 for name in names)]
     coordinates = np.array([device.coords for device in corner.flat])
     total = 0.0
-    for dimension, side in enumerate(topology.sides):
+    for dimension, (side, closed) in enumerate(zip(topology.sides, topology.closed, strict=True)):
         reach = len(set(coordinates[:, dimension]))
-        closed = reach == side and side % topology.chip.ring == 0
-        total += topology.chip.link_bandwidth * (0 if reach == 1 else 2 if closed else 1)
+        total += topology.chip.link_bandwidth * (0 if reach == 1 else 2 if reach == side and closed else 1)
     return total or topology.chip.link_bandwidth
 
 

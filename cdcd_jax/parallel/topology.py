@@ -15,9 +15,7 @@ from cdcd_jax.parallel.chips import CHIPS, Chip
 
 TPUS = {name: chip for name, chip in CHIPS.items() if chip.dimensions}
 GPUS = {name: chip for name, chip in CHIPS.items() if chip.node}
-KNOWN = "v5e:16x16, v6e:4x4 (sides of 2 or more, even, up to 16x16), v5p:8x8x8 (up to 16x16x24), 2xv5e:16x16 for two slices, " + ", ".join(
-    f"gpu:{name}x8" for name in GPUS
-)
+KNOWN = "v5e:16x16, v6e:4x4, v4:4x4x4, v5p:8x8x8, 2xv5e:16x16 for two slices, " + ", ".join(f"gpu:{name}x8" for name in GPUS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,31 +28,38 @@ class Topology:
     sides: tuple[int, ...]
     count: int  # chips, of all slices
 
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """Of each side of a slice, whether its links close to a ring: optical switches do so, on whole cubes alone, or a pod's own links."""
+        multiples = [side % self.chip.ring == 0 for side in self.sides]
+        return (all(multiples),) * len(multiples) if self.chip.dimensions == 3 else tuple(multiples)
+
 
 def parse(name: str) -> Topology:
     """The topology of this name. Raises UserError, listing the known ones, for another."""
-    if gpus := re.fullmatch(r"gpu:([a-z]+\d+)x(\d+)", name):
+    if gpus := re.fullmatch(r"gpu:([a-z]+[0-9]+)x([1-9][0-9]*|0)", name):
         if gpus[1] not in GPUS:
             raise UserError(f"topology {name!r} names an unknown GPU{did_you_mean(gpus[1], GPUS)}; known topologies: {KNOWN}.")
         count, node = int(gpus[2]), GPUS[gpus[1]].node
         if count < 1 or (count > node and count % node):
             raise UserError(f"topology {name!r} must have 1 to {node} GPUs, or a multiple of {node}, since NVLink joins nodes of {node}.")
         return Topology(name, GPUS[gpus[1]], 1, (), count)
-    found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)", name)
+    found = re.fullmatch(r"(?:([1-9][0-9]*)x)?([a-z][a-z0-9]*):([0-9]+(?:x[0-9]+)*)", name)
     if found is None:
         raise UserError(f"unknown topology {name!r}: known are {KNOWN}.")
-    slices, kind, sides = int(found[1] or 1), found[2], tuple(int(side) for side in found[3].split("x"))
+    slices, kind, shape = int(found[1] or 1), found[2], found[3]
     if kind not in TPUS:
         raise UserError(f"topology {name!r} names an unknown chip{did_you_mean(kind, TPUS)}; known topologies: {KNOWN}.")
-    chip = TPUS[kind]
-    fits = len(sides) == chip.dimensions and all(1 <= side <= most for side, most in zip(sorted(sides), sorted(chip.largest), strict=True))
-    if slices < 1 or not fits or any(side % 2 for side in sides[:2]):
-        largest = "x".join(map(str, chip.largest))
-        raise UserError(
-            f"topology {name!r} is no slice of {kind}: it has {chip.dimensions} sides, up to {largest}, of which the first two are even; "
-            f"known topologies: {KNOWN}."
-        )
+    chip, sides = TPUS[kind], tuple(int(side) for side in shape.split("x"))
+    if shape not in chip.shapes and not _whole_cubes(chip, shape, sides):
+        cubes = f", and multiples of 4 in rising order, from 4x4x4 up to {chip.most:,} chips" if chip.dimensions == 3 else ""
+        raise UserError(f"topology {name!r} is no slice of {kind}: offered are {', '.join(chip.shapes)}{cubes}.")
     return Topology(name, chip, slices, sides, slices * math.prod(sides))
+
+
+def _whole_cubes(chip: Chip, shape: str, sides: tuple[int, ...]) -> bool:
+    multiples = len(sides) == chip.dimensions == 3 and all(side > 0 and side % chip.ring == 0 for side in sides)
+    return multiples and list(sides) == sorted(sides) and math.prod(sides) <= chip.most and shape == "x".join(map(str, sides))
 
 
 def devices(topology: Topology) -> list[Any]:
@@ -67,10 +72,14 @@ def devices(topology: Topology) -> list[Any]:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{topology.chip.name}-{topology.count}")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_WORKER_ID", "0")
-    several = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if math.prod(topology.sides) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)  # a host of its own, where libtpu would take four chips for one
+    if topology.chip.name == "v4":
+        options["chip_config_name"] = "megacore"  # both cores of a chip are one device, as JAX has them; v5p's are so by themselves
     name = f"{topology.chip.name}:{'x'.join(map(str, topology.sides))}"
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
     except jax.errors.JaxRuntimeError as error:
         what = f"knows no topology {topology.name!r}" if "INVALID_ARGUMENT" in str(error) else "cannot start"
         raise UserError(f"libtpu {what} ({sentence(error)[:300]}); known topologies: {KNOWN}.") from error

@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from cdcd_jax.config import CHOICES, Config, UserError, check
 from cdcd_jax.data.tokenizers import ByteTokenizer
 from cdcd_jax.parallel import estimate, flops
+from cdcd_jax.parallel.chips import PREALLOCATED
 from cdcd_jax.parallel.collectives import Collective, collectives
 from cdcd_jax.parallel.mesh import AXES, batch_sharding, make_mesh, sizes
 from cdcd_jax.parallel.program import parse, traffic
@@ -22,8 +24,13 @@ from cdcd_jax.training.state import TrainState, init_state
 from cdcd_jax.training.step import make_step
 
 ATTEMPTS = 6  # programs compiled, at most, to see whether an advice holds
+SECONDS = 300.0  # of looking for an advice, after which no further one is tried
 ROOM = 0.95  # of the memory that an estimate may fill before it is tried
+# Times the memory that an estimate may fill before it is believed: estimates were off by an eighth (docs/RESULTS.md, Plan), and a program of many rows
+# takes the compiler minutes, though it is refused in the end.
+HOPELESS = 2.0
 Changes = dict[str, Any]  # config keys and their new values
+Say = Callable[[str], None]  # told of what takes long, a line each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +50,13 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `python -m cdcd_jax.plan` says. `tokens` are those of a step (in sampling: of all that one chip samples at once), `compiled` whether
-    the numbers are a compiled program's, `advice` what would make it fit, as flags, where it does not, and `advised_peak` the peak then."""
+    """What `python -m cdcd_jax.plan` says. `chips` run the program together: all of the topology's, or in sampling one. `tokens` and `flops` are those
+    of a step of all of them (in sampling: of all that the one chip samples at once), `compiled` whether the numbers are a compiled program's, `advice`
+    what would make it fit, as flags, where it does not, and `advised_peak` the peak then."""
 
     topology: Topology
     job: str
+    chips: int
     mesh: dict[str, int]
     slices: int
     memory: Memory
@@ -69,14 +78,13 @@ class Plan:
     @property
     def mfu(self) -> int | float:
         """The bound on the share of the chips' peak that goes into what the method asks for."""
-        chips = self.topology.count if self.job == "train" else 1
-        return self.flops.model / (self.roofline.seconds * chips * self.topology.chip.flops)
+        return self.flops.model / (self.roofline.seconds * self.chips * self.topology.chip.flops)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of plan's JSON (docs/DESIGN.md, 15)."""
         m, r = self.memory, self.roofline
         return {
-            "topology": self.topology.name, "job": self.job, "chip": self.topology.chip.name, "chips": self.topology.count, "mesh": self.mesh,
+            "topology": self.topology.name, "job": self.job, "chip": self.topology.chip.name, "chips": self.chips, "mesh": self.mesh,
             "slices": self.slices, "compiled": self.compiled, "fits": self.fits, "hbm_bytes_per_chip": m.hbm, "peak_bytes_per_chip": m.peak,
             "state_bytes_per_chip": m.state, "parameter_bytes_per_chip": m.parameters, "ema_bytes_per_chip": m.ema,
             "optimizer_bytes_per_chip": m.optimizer, "argument_bytes_per_chip": m.arguments, "activation_bytes_per_chip": m.activations,
@@ -99,16 +107,13 @@ class Compiled:
     peak: int | float
 
 
-def plan(config: Config, topology: Topology, vocab_size: int) -> Plan:
+def plan(config: Config, topology: Topology, vocab_size: int, say: Say = lambda line: None) -> Plan:
     """The train step of this config on this hardware. Raises UserError where mesh, batch and hardware do not divide, or the compiler is missing."""
     slices, notes = _slices(config, topology)
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=slices))
-    found = _measure(config, topology, vocab_size)
+    found = _measure(config, topology, vocab_size, say)
     found = dataclasses.replace(found, notes=(*notes, *found.notes))
-    if found.fits:
-        return found
-    advice, peak = _advice(config, topology, vocab_size, found)
-    return dataclasses.replace(found, advice=advice, advised_peak=peak)
+    return found if found.fits else _advised(config, topology, vocab_size, found, say)
 
 
 def vocabulary(config: Config) -> int:
@@ -133,7 +138,17 @@ def abstract_mesh(config: Config, count: int) -> AbstractMesh:
     return AbstractMesh(sizes(config, count), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _measure(config: Config, topology: Topology, vocab_size: int) -> Plan:
+def memory_note(topology: Topology) -> tuple[str, ...]:
+    """What must be known of the memory that a plan is held against."""
+    if topology.sides:
+        return ()
+    return (
+        f"a GPU's memory is the {PREALLOCATED:.0%} of it that JAX takes when it starts, and no more: XLA_PYTHON_CLIENT_MEM_FRACTION, which nothing here "
+        "sets, changes that",
+    )
+
+
+def _measure(config: Config, topology: Topology, vocab_size: int, say: Say) -> Plan:
     """The plan without advice."""
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))
     parameters = float(sum(leaf.size for leaf in jax.tree.leaves(abstract.params)))
@@ -142,7 +157,11 @@ def _measure(config: Config, topology: Topology, vocab_size: int) -> Plan:
     layout = shardings(config, abstract, mesh)
     state = estimate.stored(abstract, layout)
     guess = estimate.train_step(config, vocab_size, shape, parameters, config.mesh.slices)
-    compiled = compile_step(config, abstract, layout, mesh) if isinstance(mesh, Mesh) else None
+    hopeless = state + guess.activations > HOPELESS * topology.chip.hbm_bytes
+    compiled = None
+    if isinstance(mesh, Mesh) and not hopeless:
+        say(f"compiling the train step for {topology.count} chips of {topology.chip.name}, which may take minutes")
+        compiled = compile_step(config, abstract, layout, mesh)
     memory = Memory(
         parameters=estimate.stored(abstract.params, layout.params),
         ema=estimate.stored(abstract.ema, layout.ema),
@@ -160,12 +179,15 @@ def _measure(config: Config, topology: Topology, vocab_size: int) -> Plan:
         sent, moved = collectives(program, shape, config.mesh.slices), traffic(program)
     elif compiled:
         notes = ("the program is too large to be compiled: collectives and memory traffic are estimates",)
+    elif topology.sides:
+        notes = (f"not compiled: the estimate alone is more than {HOPELESS:.0f} times the memory of a chip",)
     else:
-        notes = ("estimated, not compiled; by default JAX takes only 75 % of a GPU's memory (XLA_PYTHON_CLIENT_MEM_FRACTION)",)
+        notes = ("estimated, not compiled", *memory_note(topology))
     work = flops.train_step(config, vocab_size)
     bound = roofline(topology, work.total, moved, sent, axis_bandwidths(topology, mesh))
     tokens = config.train.batch_size * config.data.sequence_length
-    return Plan(topology, "train", shape, config.mesh.slices, memory, work, sent, moved, bound, tokens, bool(compiled and compiled.text), notes)
+    ready = bool(compiled and compiled.text)
+    return Plan(topology, "train", topology.count, shape, config.mesh.slices, memory, work, sent, moved, bound, tokens, ready, notes)
 
 
 def compile_step(config: Config, abstract: TrainState, layout: Any, mesh: Mesh) -> Compiled:
@@ -202,25 +224,28 @@ def _needed(message: str) -> float | None:
     return float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2])))
 
 
-def _advice(config: Config, topology: Topology, vocab_size: int, found: Plan) -> tuple[tuple[str, ...] | None, int | float | None]:
-    """The cheapest flags that make it fit, and the peak that it then has; for TPUs they were tried by compiling. None if nothing does."""
+def _advised(config: Config, topology: Topology, vocab_size: int, found: Plan, say: Say) -> Plan:
+    """The plan with the cheapest flags that make it fit, and the peak that it then has; for TPUs they were tried by compiling. None if nothing does."""
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))  # no candidate changes what is stored, only where
-    correction, attempts = found.memory.peak / _guess(config, topology, vocab_size, abstract), 0
+    correction, attempts, began = found.memory.peak / _guess(config, topology, vocab_size, abstract), 0, time.monotonic()
     for changes in _candidates(config, topology):
         changed = changed_config(config, changes)
         guess = _guess(changed, topology, vocab_size, abstract)
         if guess * max(correction, 1.0) > ROOM * found.memory.hbm:
             continue
         if not topology.sides:
-            return _flags(changes), guess
-        if attempts == ATTEMPTS:
-            return None, None
+            return dataclasses.replace(found, advice=_flags(changes), advised_peak=guess)
+        seconds = time.monotonic() - began
+        if attempts == ATTEMPTS or seconds > SECONDS:
+            note = f"stopped after {attempts} trials, in {seconds:.0f} s, of what could make it fit: next would be {' '.join(_flags(changes))}"
+            return dataclasses.replace(found, notes=(*found.notes, note))
         attempts += 1
-        tried = _measure(changed, topology, vocab_size)
+        say(f"it does not fit; trial {attempts} of {ATTEMPTS} at most: {' '.join(_flags(changes))}")
+        tried = _measure(changed, topology, vocab_size, say)
         if tried.fits:
-            return _flags(changes), tried.memory.peak
+            return dataclasses.replace(found, advice=_flags(changes), advised_peak=tried.memory.peak)
         correction = max(correction, tried.memory.peak / guess)
-    return None, None
+    return found
 
 
 def _guess(config: Config, topology: Topology, vocab_size: int, abstract: TrainState) -> int | float:
