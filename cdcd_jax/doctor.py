@@ -1,5 +1,7 @@
 """python -m cdcd_jax.doctor [--workdir=runs/demo] [--config=configs/demo.py]: whether a run could start here; exit 1: something is to be mended."""
 
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
@@ -16,7 +18,11 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run, or gs://b
 def main() -> int:
     console, well = Console(), True
     config = None if CONFIG.value is None else from_dict(CONFIG.value)
-    for finding in checkup.findings(WORKDIR.value, config):
+    given = []
+    if config is not None:  # as it may be given to prepare
+        name = config_flags.get_config_filename(flags.FLAGS["config"])
+        given = [f"--config={name}", *(argument for argument in sys.argv[1:] if argument.startswith("--config."))]
+    for finding in checkup.findings(WORKDIR.value, config, given):
         well = well and finding.good
         console.print(
             Text.assemble(("ok    " if finding.good else "MEND  ", "green" if finding.good else "bold red"), f"{finding.name}: {finding.said}"),

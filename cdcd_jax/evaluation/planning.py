@@ -75,7 +75,9 @@ def _measure(config: Config, topology: Topology, vocab_size: int, say: Say) -> P
     width = 2 if config.model.dtype == "bfloat16" else 4
     moved = traffic(parse(compiled.text)) if compiled and ready else calls // guided * (ema / 4 * width + logits)
     bound = roofline(dataclasses.replace(topology, count=1), work, moved, [], {})
-    notes = (f"one chip samples {rows} sequences in {calls // guided} steps; each of the {topology.count} may sample as many beside it",)
+    notes: tuple[str, ...] = (
+        f"one chip samples {rows} sequences in {calls // guided} steps; each of the {topology.count} may sample as many beside it",
+    )
     if compiled is None:
         notes += ("estimated, not compiled", *memory_note(topology))
     elif not ready:

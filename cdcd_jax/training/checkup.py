@@ -2,14 +2,16 @@
 
 import importlib.metadata
 import importlib.util
+import math
 import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,14 +19,18 @@ import jax.numpy as jnp
 from etils import epath
 from jax._src import hardware_utils  # what hardware there is has no public name
 
-from cdcd_jax.config import Config, HostsConfig, UserError, sentence
-from cdcd_jax.data import files, spans
+from cdcd_jax.config import Config, HostsConfig, TryAgain, UserError, sentence
+from cdcd_jax.data import files, hub, places, prepared, spans
 from cdcd_jax.parallel import job, rollcall
 from cdcd_jax.parallel.mesh import AXES, sizes
+from cdcd_jax.training.planning import Changes, changed_config, fits, flags
 from cdcd_jax.training.state import init_state
 
 SECONDS = 60.0  # for the devices to answer
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "libtpu")
+UNTOLD = f"unset {' '.join(job.EXPLICIT)}, for one process; or export all three: {job.EXPLICIT[0]}=HOST:PORT of process 0, N, and 0 to N - 1"
+ELSEWHERE = "--workdir=runs/NAME, gs://BUCKET/runs/NAME or s3://BUCKET/runs/NAME"
+BUSY = "ps -eo pid,user,args | grep '[p]ython' shows who may have them, and kill PID ends it"
 NEEDS = {"tfds": "tensorflow_datasets", "hf": "datasets"}  # what names of data sets need
 
 
@@ -37,8 +43,8 @@ class Finding(NamedTuple):
     mend: str = ""  # a command, or what to do, if it is not good
 
 
-def findings(workdir: str | None, config: Config | None) -> Iterator[Finding]:
-    """Everything that can be looked at without starting a run; what needs a workdir or a config only with one."""
+def findings(workdir: str | None, config: Config | None, given: Sequence[str] = ()) -> Iterator[Finding]:
+    """Everything that can be looked at without starting a run; what needs a workdir or a config only with one, whose flags are `given`."""
     yield versions()
     found = devices()
     yield found[0]
@@ -49,7 +55,7 @@ def findings(workdir: str | None, config: Config | None) -> Iterator[Finding]:
         yield writable(workdir)
     yield disk(workdir, config)
     if config is not None:
-        yield text(config)
+        yield text(config, given)
 
 
 def versions() -> Finding:
@@ -88,11 +94,11 @@ def devices() -> tuple[Finding, list[jax.Device] | None]:
     thread.start()
     thread.join(SECONDS)
     if not answer:
-        mend = "end the process that uses them (ps aux | grep python), or, on a TPU slice of several hosts, run this on all of them at once"
+        mend = f"{BUSY}; or, on a TPU slice of several hosts, run this on all of them at once"
         return Finding("devices", False, f"they did not answer within {SECONDS:.0f} s", mend), None
     found = answer[0]
     if isinstance(found, Exception):
-        return Finding("devices", False, sentence(found)[:300], "end the process that uses them, or JAX_PLATFORMS=cpu to do without"), None
+        return Finding("devices", False, sentence(found)[:300], f"{BUSY}; or export JAX_PLATFORMS=cpu, to do without"), None
     memory = [stats["bytes_limit"] for device in found if (stats := device.memory_stats()) and "bytes_limit" in stats]
     each = f", {min(memory) / 2**30:.1f} GiB each" if memory else ""
     said = f"{len(found)} x {found[0].device_kind} ({found[0].platform}){each}"
@@ -113,11 +119,24 @@ def mesh(config: Config, local: int) -> Finding:
     """Whether the config's mesh divides the devices: this host's, times the processes that the launcher tells of."""
     try:
         told = _told()
-        processes = told.count if told else 1
-        shape = sizes(config, local * processes)
     except UserError as error:
-        return Finding("mesh", False, sentence(error), f"--config.mesh.data=-1 --config.mesh.fsdp=-1 --config.mesh.tensor=1, for {local} devices")
+        return Finding("mesh", False, sentence(error), UNTOLD)
+    count = local * (told.count if told else 1)
+    try:
+        shape = sizes(config, count)
+    except UserError as error:
+        return Finding("mesh", False, sentence(error), _dividing(config, count))
     return Finding("mesh", True, " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True)))
+
+
+def _dividing(config: Config, count: int) -> str:
+    """Flags with which mesh and batch divide that many devices; what need not change is left as it is."""
+    t = config.train
+    unit = math.lcm(count * t.accumulation_steps, 2 * t.accumulation_steps if t.self_conditioning else 1)
+    batch: Changes = {"train.batch_size": max(1, round(t.batch_size / unit)) * unit}
+    free: Changes = {"mesh.data": -1, "mesh.fsdp": -1, "mesh.tensor": 1}
+    tried = (batch, free, free | batch, free | batch | {"mesh.slices": 1})
+    return " ".join(flags(config, next((changes for changes in tried if fits(changed_config(config, changes), count)), tried[-1])))
 
 
 def coordinator() -> Finding:
@@ -125,7 +144,7 @@ def coordinator() -> Finding:
     try:
         told = _told()
     except UserError as error:
-        return Finding("coordinator", False, sentence(error), f"export {job.EXPLICIT[0]}=host:port, of process 0")
+        return Finding("coordinator", False, sentence(error), UNTOLD)
     if told is None:
         who = "the platform says who the processes are" if os.environ.get(job.LISTEN) == "1" else "one process"
         return Finding("coordinator", True, who)
@@ -147,32 +166,54 @@ def coordinator() -> Finding:
 
 def writable(workdir: str) -> Finding:
     """Whether a file can be made, read and removed in the workdir, or, before there is one, in the folder where it would be made."""
+    folder = epath.Path(workdir)
     try:
-        place = files.locate(workdir)
-        folder = place
+        place = folder = files.locate(workdir)
         while not files.in_bucket(folder) and not folder.exists() and folder != folder.parent:
             folder = folder.parent
+        if not files.in_bucket(folder) and not folder.is_dir():
+            return Finding("workdir", False, f"{folder} is no folder", shlex.join(["mv", str(folder), f"{folder}.old"]))
         probe = folder / f".doctor-{secrets.token_hex(4)}"
         files.write_whole(probe, "well")
         back = probe.read_text()
         probe.unlink()
-    except UserError as error:
-        return Finding("workdir", False, sentence(error), _owner_command(workdir))
+    except (UserError, TryAgain) as error:
+        return Finding("workdir", False, _plain(error), _opening(workdir, folder, error))
     except files.failures() as error:
-        return Finding("workdir", False, f"{workdir} cannot be written and read ({files.reason(error)})", _owner_command(workdir))
+        return Finding("workdir", False, f"{workdir} cannot be written and read ({files.reason(error)})", _opening(workdir, folder, error))
     if back != "well":
-        return Finding("workdir", False, f"{probe} reads back as something else", "another folder or bucket")
+        return Finding("workdir", False, f"{probe} reads back as something else", ELSEWHERE)
     return Finding("workdir", True, f"{place} can be written")
 
 
-def _owner_command(workdir: str) -> str:
-    if workdir.startswith("gs://"):
-        bucket = workdir.split("/")[2]
-        grant = f"gcloud storage buckets add-iam-policy-binding gs://{bucket} --member=ACCOUNT --role=roles/storage.objectAdmin"
+def _plain(error: Exception) -> str:
+    """What an error says; of a TryAgain without what would follow."""
+    return " ".join(str(error).split())
+
+
+def _opening(name: str, folder: epath.Path, error: Exception) -> str:
+    """The command that lets this account write or read at a place, of which `folder` is there."""
+    if files.in_bucket(name):
+        return _opening_bucket("/".join(name.split("/")[:3]), error)
+    cause = error.__cause__ or error
+    if "://" in name or not isinstance(cause, PermissionError):
+        return ELSEWHERE
+    return f'sudo chown "$USER" {shlex.quote(str(folder))}'
+
+
+def _opening_bucket(bucket: str, error: Exception) -> str:
+    scheme, quoted = bucket.partition(":")[0], shlex.quote(bucket)
+    if importlib.util.find_spec(files.PACKAGES[scheme]) is None:
+        return f"pip install {files.PACKAGES[scheme]}"
+    google = scheme == "gs"
+    if isinstance(error, TryAgain) or files.transient(error):
+        return f"{'gcloud storage ls' if google else 'aws s3 ls'} {quoted} shows when it answers again"
+    if "does not exist" in str(error):
+        return f"gcloud auth application-default login; gcloud storage buckets create {quoted}" if google else f"aws configure; aws s3 mb {quoted}"
+    if google:
+        grant = f"gcloud storage buckets add-iam-policy-binding {quoted} --member=user:$(gcloud config get account) --role=roles/storage.objectAdmin"
         return f"gcloud auth application-default login; {grant}"
-    if workdir.startswith("s3://"):
-        return "aws configure, and the rights to list, read, write and delete in the bucket"
-    return f'sudo chown "$USER" {workdir}, or another folder'
+    return "aws configure, with a key that may list, read, write and delete there"
 
 
 def disk(workdir: str | None, config: Config | None) -> Finding:
@@ -184,33 +225,62 @@ def disk(workdir: str | None, config: Config | None) -> Finding:
     free = shutil.disk_usage(folder).free
     said = f"{free / 2**30:.1f} GiB free on the disk of {folder.resolve()}"
     if config is None or there:
-        return Finding("disk", free > 2**30, said, "" if free > 2**30 else "df -h; remove what is not needed")
+        largest = f"du -xh --max-depth=3 {shlex.quote(str(folder.resolve()))} | sort -h | tail shows what takes it"
+        return Finding("disk", free > 2**30, said, "" if free > 2**30 else largest)
     vocab_size = config.data.vocab_size
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    need = one * (config.checkpoint.keep_last + 1)
-    said += f"; {config.checkpoint.keep_last} + 1 checkpoints take {need / 2**30:.1f} GiB"
-    return Finding("disk", free > need, said, "" if free > need else "another --workdir, or --config.checkpoint.keep_last=1")
+    need = one * _checkpoints(config)
+    said += f"; {_checkpoints(config) - 1:,} + 1 checkpoints take {need / 2**30:.1f} GiB"
+    if free > need:
+        return Finding("disk", True, said)
+    last: Changes = {"checkpoint.keep_last": 1}
+    fewer = [changes for changes in (last, last | {"checkpoint.keep_every_steps": 0}) if one * _checkpoints(changed_config(config, changes)) < free]
+    return Finding("disk", False, said, " ".join(flags(config, fewer[0])) if fewer else f"{ELSEWHERE}; df -h shows the disks")
 
 
-def text(config: Config) -> Finding:
-    """Whether data.source is there; nothing is read."""
+def _checkpoints(config: Config) -> int:
+    """How many lie in a workdir at most: the last ones, those that are kept for ever, and one that is being written."""
+    c = config.checkpoint
+    return c.keep_last + 1 + (config.train.num_steps // c.keep_every_steps if c.keep_every_steps else 0)
+
+
+def text(config: Config, given: Sequence[str] = ()) -> Finding:
+    """Whether what data.source names is here, and is what the config asks for; no text is read, and nothing is fetched."""
     source = config.data.source
-    kind = source.partition(":")[0]
-    give = "--config.data.source=PATH, a text file, a quoted glob or a prepared folder"
+    kind, _, name = source.partition(":")
     if source in spans.EMBEDDED:
         return Finding("data", True, f"{source} comes with the package")
-    if kind in NEEDS and "://" not in source:
-        if importlib.util.find_spec(NEEDS[kind]) is None:
-            return Finding("data", False, f"{source!r} needs the package {NEEDS[kind]}", f"pip install {NEEDS[kind].replace('_', '-')}")
-        return Finding("data", True, f"{source} is read by {NEEDS[kind]}, which is installed; whether the data set is there was not asked")
+    if kind in NEEDS and importlib.util.find_spec(NEEDS[kind]) is None:
+        return Finding("data", False, f"{source!r} needs the package {NEEDS[kind]}", f"pip install {NEEDS[kind].replace('_', '-')}")
     try:
-        place = files.locate(source.replace("{split}", "train"))
-        found = files.kind(place) if not any(c in source for c in "*?[") else ("directory" if files.matching(place) else None)
-    except UserError as error:
-        return Finding("data", False, sentence(error), give)
+        if kind in NEEDS and not hub.here(kind, name):
+            build = f"tfds build {name} --file_format=array_record && " if kind == "tfds" and hub.by_beam(name) else ""
+            return Finding("data", False, f"{source} is not on this machine", build + _prepare(given))
+        if prepared.is_folder(source):
+            return Finding("data", True, f"{source} is prepared, {prepared.open_folder(config.data).manifest.num_records:,} records")
+        if kind != "hf":  # of which even what is here would be asked for on the Hub
+            places.find(config.data)
+    except (UserError, TryAgain) as error:
+        return Finding("data", False, _plain(error), _mending(source, given, error))
     except files.failures() as error:
-        return Finding("data", False, f"{source!r} cannot be read ({files.reason(error)})", give)
-    if found is None:
-        return Finding("data", False, f"nothing is at {source!r}", give)
+        return Finding("data", False, f"{source!r} cannot be read ({files.reason(error)})", _opening(source, epath.Path(source), error))
     return Finding("data", True, f"{source} is there")
+
+
+def _mending(source: str, given: Sequence[str], error: Exception) -> str:
+    """What gives the run its text: the flag that the error names, the preparation to its end, what opens the place, or another one."""
+    if flag := re.search(r"--config\.[\w.]+=[^\s,;]+", _plain(error)):
+        return flag[0]
+    if "is not finished" in str(error):
+        return _prepare([*(flag for flag in given if not flag.startswith("--config.data.source=")), "--config.data.source=TEXT"], source)
+    opening = _opening(source, epath.Path(source), error)
+    return "--config.data.source=PATH, a text file, a quoted glob or a prepared folder" if opening == ELSEWHERE else opening
+
+
+def _prepare(given: Sequence[str], output: str = "") -> str:
+    """The command that makes records of what the config names, and the flag that trains on them."""
+    config = next((flag.partition("=")[2] for flag in given if flag.startswith("--config=")), "NAME")
+    folder = output or f"prepared/{epath.Path(config.partition(':')[0]).stem}"
+    command = ["python", "-m", "cdcd_jax.prepare", *given, f"--output={folder}"]
+    return shlex.join(command) + ("" if output else f"; then train with {shlex.quote(f'--config.data.source={folder}')}")

@@ -26,9 +26,9 @@ from cdcd_jax.training.step import make_step
 ATTEMPTS = 6  # programs compiled, at most, to see whether an advice holds
 SECONDS = 300.0  # of looking for an advice, after which no further one is tried
 ROOM = 0.95  # of the memory that an estimate may fill before it is tried
-# Times the memory that an estimate may fill before it is believed: estimates were off by an eighth (docs/RESULTS.md, Plan), and a program of many rows
-# takes the compiler minutes, though it is refused in the end.
-HOPELESS = 2.0
+# Times a chip's memory that an estimate may take before it is believed as it is: estimates were off by an eighth at most (docs/RESULTS.md, Plan), and
+# a program of many rows keeps the compiler busy for minutes before it is refused.
+HOPELESS = 1.5
 Changes = dict[str, Any]  # config keys and their new values
 Say = Callable[[str], None]  # told of what takes long, a line each
 
@@ -50,9 +50,9 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `python -m cdcd_jax.plan` says. `chips` run the program together: all of the topology's, or in sampling one. `tokens` and `flops` are those
-    of a step of all of them (in sampling: of all that the one chip samples at once), `compiled` whether the numbers are a compiled program's, `advice`
-    what would make it fit, as flags, where it does not, and `advised_peak` the peak then."""
+    """What `python -m cdcd_jax.plan` says. `chips` run the program together: all of the topology's, or in sampling one. `tokens` and `flops` are of a
+    step of all of them (in sampling: of all that the one chip samples at once), `compiled` tells whether the numbers are a compiled program's, `advice`
+    is what would make it fit, as flags, where it does not, and `advised_peak` the peak then."""
 
     topology: Topology
     job: str
@@ -143,8 +143,8 @@ def memory_note(topology: Topology) -> tuple[str, ...]:
     if topology.sides:
         return ()
     return (
-        f"a GPU's memory is the {PREALLOCATED:.0%} of it that JAX takes when it starts, and no more: XLA_PYTHON_CLIENT_MEM_FRACTION, which nothing here "
-        "sets, changes that",
+        f"a GPU's memory is the {PREALLOCATED:.0%} of it that JAX takes when it starts, and no more; XLA_PYTHON_CLIENT_MEM_FRACTION, which nothing "
+        "here sets, changes that",
     )
 
 
@@ -180,7 +180,7 @@ def _measure(config: Config, topology: Topology, vocab_size: int, say: Say) -> P
     elif compiled:
         notes = ("the program is too large to be compiled: collectives and memory traffic are estimates",)
     elif topology.sides:
-        notes = (f"not compiled: the estimate alone is more than {HOPELESS:.0f} times the memory of a chip",)
+        notes = (f"not compiled: the estimate alone is more than {HOPELESS} times the memory of a chip",)
     else:
         notes = ("estimated, not compiled", *memory_note(topology))
     work = flops.train_step(config, vocab_size)
@@ -225,7 +225,7 @@ def _needed(message: str) -> float | None:
 
 
 def _advised(config: Config, topology: Topology, vocab_size: int, found: Plan, say: Say) -> Plan:
-    """The plan with the cheapest flags that make it fit, and the peak that it then has; for TPUs they were tried by compiling. None if nothing does."""
+    """The plan with the cheapest flags that make it fit, and the peak that it then has, for TPUs compiled; as it was if none were found."""
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))  # no candidate changes what is stored, only where
     correction, attempts, began = found.memory.peak / _guess(config, topology, vocab_size, abstract), 0, time.monotonic()
     for changes in _candidates(config, topology):
@@ -234,16 +234,16 @@ def _advised(config: Config, topology: Topology, vocab_size: int, found: Plan, s
         if guess * max(correction, 1.0) > ROOM * found.memory.hbm:
             continue
         if not topology.sides:
-            return dataclasses.replace(found, advice=_flags(changes), advised_peak=guess)
+            return dataclasses.replace(found, advice=flags(config, changes), advised_peak=guess)
         seconds = time.monotonic() - began
         if attempts == ATTEMPTS or seconds > SECONDS:
-            note = f"stopped after {attempts} trials, in {seconds:.0f} s, of what could make it fit: next would be {' '.join(_flags(changes))}"
+            note = f"stopped after {attempts} trials, in {seconds:.0f} s, of what could make it fit: next would be {' '.join(flags(config, changes))}"
             return dataclasses.replace(found, notes=(*found.notes, note))
         attempts += 1
-        say(f"it does not fit; trial {attempts} of {ATTEMPTS} at most: {' '.join(_flags(changes))}")
+        say(f"it does not fit; trial {attempts} of {ATTEMPTS} at most: {' '.join(flags(config, changes))}")
         tried = _measure(changed, topology, vocab_size, say)
         if tried.fits:
-            return dataclasses.replace(found, advice=_flags(changes), advised_peak=tried.memory.peak)
+            return dataclasses.replace(found, advice=flags(config, changes), advised_peak=tried.memory.peak)
         correction = max(correction, tried.memory.peak / guess)
     return found
 
@@ -286,7 +286,7 @@ def _candidates(config: Config, topology: Topology) -> Iterator[Changes]:
                         changes = {key: value for key, value in changes.items() if value != _value(config, key)}
                         if "mesh.fsdp" in changes and fsdp == now[1] and m.fsdp == -1:
                             del changes["mesh.fsdp"]
-                        if changes and _possible(changed_config(config, changes), topology.count):
+                        if changes and fits(changed_config(config, changes), topology.count):
                             yield changes
 
 
@@ -295,7 +295,7 @@ def _value(config: Config, key: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
-def _possible(config: Config, count: int) -> bool:
+def fits(config: Config, count: int) -> bool:
     """Whether a run can have this config, on that many devices, with rows for each of them."""
     try:
         check(config)
@@ -306,5 +306,6 @@ def _possible(config: Config, count: int) -> bool:
     return config.train.batch_size % (data * fsdp * config.train.accumulation_steps * pairs) == 0
 
 
-def _flags(changes: Changes) -> tuple[str, ...]:
-    return tuple(f"--config.{key}={value}" for key, value in changes.items())
+def flags(config: Config, changes: Changes) -> tuple[str, ...]:
+    """The flags that make these changes of a config, those left out that change nothing."""
+    return tuple(f"--config.{key}={value}" for key, value in changes.items() if value != _value(config, key))
