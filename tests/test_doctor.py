@@ -1,17 +1,25 @@
 """The doctor: a line for each thing that a run needs, the command that mends it, and an exit code that says whether all is well."""
 
-import dataclasses
+import importlib.util
+import os
 import pathlib
 import socket
 import subprocess
+import types
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
+from etils import epath
 
-from cdcd_jax.config import Config
+from cdcd_jax.config import UserError
+from cdcd_jax.data import files, preparation
 from cdcd_jax.training import checkup
-from tests import tiny
+from cdcd_jax.training.planning import changed_config
+from cdcd_jax.training.state import init_state
+from tests import corpora, tiny
 from tests.test_configs import read
 
 Door = Callable[..., subprocess.CompletedProcess[str]]
@@ -35,7 +43,8 @@ def test_what_is_wrong_is_said_with_what_mends_it(run_door: Door, tmp_path: path
     lines = done.stdout.splitlines()
     wrong = {line.split()[1].rstrip(":"): lines[number + 1] for number, line in enumerate(lines) if line.startswith("MEND")}
     assert {"mesh", "workdir", "data"} <= wrong.keys()
-    assert "--config.mesh.fsdp=-1" in wrong["mesh"] and "chown" in wrong["workdir"] and "--config.data.source=" in wrong["data"]
+    assert wrong["mesh"].strip() == "--config.mesh.fsdp=-1" and wrong["workdir"].strip() == f"mv {tmp_path / 'file'} {tmp_path / 'file'}.old"
+    assert "--config.data.source=" in wrong["data"]
 
 
 def test_a_config_that_cannot_be_is_a_mistake(run_door: Door) -> None:
@@ -74,34 +83,141 @@ def test_the_mesh_counts_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkup.mesh(config, 8) == checkup.Finding("mesh", True, "data 1 x fsdp 16 x tensor 1")
 
 
-def test_the_disk_must_hold_the_checkpoints(tmp_path: pathlib.Path) -> None:
-    assert checkup.disk(str(tmp_path / "run"), read("demo")).good
-    found = checkup.disk(str(tmp_path / "run"), _wide(read("scale_7b")))
-    assert not found.good and "checkpoint.keep_last=1" in found.mend
+@pytest.mark.parametrize(
+    "changes, mend",
+    [
+        ({"mesh.fsdp": 3}, "--config.mesh.fsdp=-1"),
+        ({"train.batch_size": 20}, "--config.train.batch_size=16"),
+        ({"train.batch_size": 20, "mesh.tensor": 3}, "--config.train.batch_size=16 --config.mesh.fsdp=-1 --config.mesh.tensor=1"),
+        ({"train.batch_size": 2, "train.accumulation_steps": 1}, "--config.train.batch_size=8"),
+        ({"mesh.data": 4, "mesh.slices": 3}, "--config.mesh.data=-1 --config.mesh.fsdp=-1 --config.mesh.slices=1"),
+    ],
+)
+def test_the_flags_that_mend_a_mesh_do(changes: dict[str, Any], mend: str) -> None:
+    config = tiny.config({"train.batch_size": 16} | changes)
+    found = checkup.mesh(config, 8)
+    assert not found.good and sorted(found.mend.split()) == sorted(mend.split())
+    pairs = [flag.removeprefix("--config.").split("=") for flag in found.mend.split()]
+    assert checkup.mesh(changed_config(config, {key: int(value) for key, value in pairs}), 8).good
 
 
-def _wide(config: Config) -> Config:
-    """So large that no disk here holds it."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, mlp_width=2**30))
+def test_the_disk_must_hold_the_checkpoints(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last ones, those that are kept for ever, and the one that is being written: what makes it fit is advised, or another disk."""
+    config = read("demo")
+    assert checkup.disk(str(tmp_path / "run"), config).good
+    state = jax.eval_shape(lambda: init_state(config, jnp.zeros(config.data.vocab_size)))
+    one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    often = changed_config(config, {"checkpoint.keep_every_steps": 100, "checkpoint.keep_last": 3, "train.num_steps": 1000})
+    for room, asked, mend in (
+        (14, often, ""),
+        (13, often, "--config.checkpoint.keep_last=1"),
+        (5, often, "--config.checkpoint.keep_last=1 --config.checkpoint.keep_every_steps=0"),
+        (1, often, f"{checkup.ELSEWHERE}; df -h shows the disks"),
+    ):
+        monkeypatch.setattr(checkup.shutil, "disk_usage", lambda _, room=room: types.SimpleNamespace(free=room * one + 1))
+        found = checkup.disk(str(tmp_path / "run"), asked)
+        assert (found.good, found.mend) == (not mend, mend)
+
+
+PATH = "--config.data.source=PATH, a text file, a quoted glob or a prepared folder"
+PREPARE = (
+    "python -m cdcd_jax.prepare --config=configs/paper_base.py --output=prepared/paper_base; "
+    "then train with --config.data.source=prepared/paper_base"
+)
 
 
 @pytest.mark.parametrize(
-    "source, good, said",
+    "source, good, said, mend",
     [
-        ("kjv", True, "comes with the package"),
-        ("FOLDER", True, "is there"),
-        ("FOLDER/*.txt", True, "is there"),
-        ("FOLDER/*.md", False, "nothing is at"),
-        ("FOLDER/none.txt", False, "nothing is at"),
-        ("tfds:lm1b", True, "tensorflow_datasets"),
-        ("ftp://host/file", False, "is no place for files"),
+        ("kjv", True, "comes with the package", ""),
+        ("FOLDER/a.txt", True, "is there", ""),
+        ("FOLDER/*.txt", True, "is there", ""),
+        ("FOLDER", False, "is a directory; name a file", PATH),
+        ("FOLDER/*.md", False, "matches no file", PATH),
+        ("FOLDER/none.txt", False, "does not exist", PATH),
+        ("FOLDER/{split}.txt", False, "matches no file for train", PATH),
+        ("ftp://host/file", False, "is no place for files", PATH),
+        ("tfds:c4/en", False, "tfds:c4/en is not on this machine", f"tfds build c4/en --file_format=array_record && {PREPARE}"),
+        ("tfds:lm1b", False, "tfds:lm1b is not on this machine", PREPARE),
+        ("tfds:tiny_talk", True, "is there", ""),
+        ("tfds:nothing_such", False, "TFDS has no data set", PATH),
+        ("hf:owner/SomeTexts", True, "is there", ""),
+        ("hf:owner/other", False, "hf:owner/other is not on this machine", PREPARE),
     ],
 )
-def test_the_text(tmp_path: pathlib.Path, source: str, good: bool, said: str) -> None:
+def test_the_text(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, source: str, good: bool, said: str, mend: str) -> None:
+    """What a data set's package has not fetched yet is not here; nothing is fetched to find that out."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     (tmp_path / "a.txt").write_text("text")
+    if source.startswith("hf:"):
+        monkeypatch.setattr(pytest.importorskip("datasets").config, "HF_DATASETS_CACHE", str(tmp_path))
+        (tmp_path / "owner___some_texts").mkdir()
+    if source == "tfds:tiny_talk":
+        corpora.build_tfds(tmp_path, {"train": ["some text"], "validation": ["more"]})
     changes: dict[str, Any] = {"data.source": source.replace("FOLDER", str(tmp_path))}
-    found = checkup.text(tiny.config(changes))
-    assert found.good == good and said in found.said and bool(found.mend) != good
+    found = checkup.text(tiny.config(changes), ["--config=configs/paper_base.py"])
+    assert (found.good, found.mend) == (good, mend) and said in found.said
+
+
+def test_a_prepared_folder_must_be_whole_and_fit_the_config(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.txt").write_text(tiny.corpus(60))
+    config = tiny.config({"data.source": str(tmp_path / "a.txt")})
+    preparation.prepare(config.data, epath.Path(tmp_path / "made"))
+    there = changed_config(config, {"data.source": str(tmp_path / "made")})
+    found = checkup.text(there)
+    assert found.good and "is prepared, " in found.said and found.said.endswith(" records")
+    found = checkup.text(changed_config(there, {"data.sequence_length": 2 * tiny.LENGTH}))
+    assert not found.good and found.mend == f"--config.data.sequence_length={tiny.LENGTH}"
+    (tmp_path / "begun" / "unfinished").mkdir(parents=True)
+    found = checkup.text(changed_config(there, {"data.source": str(tmp_path / "begun")}), ["--config=a.py", "--config.data.source=x"])
+    assert not found.good and found.mend == f"python -m cdcd_jax.prepare --config=a.py --config.data.source=TEXT --output={tmp_path / 'begun'}"
+
+
+@pytest.mark.parametrize(
+    "workdir, said, mend",
+    [
+        ("ftp://host/run", "is no place for files", checkup.ELSEWHERE),
+        ("FOLDER/a file/run", "is no folder", "mv 'FOLDER/a file' 'FOLDER/a file.old'"),
+        ("/sys/no such/run", "cannot be written (Permission denied)", 'sudo chown "$USER" /sys'),
+    ],
+)
+def test_a_workdir_that_cannot_be(tmp_path: pathlib.Path, workdir: str, said: str, mend: str) -> None:
+    if workdir.startswith("/sys") and not os.path.isdir("/sys/kernel"):
+        pytest.skip("there is no /sys, in which nobody may write")
+    (tmp_path / "a file").write_text("")
+    found = checkup.writable(workdir.replace("FOLDER", str(tmp_path)))
+    assert not found.good and said in found.said and found.mend == mend.replace("FOLDER", str(tmp_path))
+
+
+def test_a_bucket_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of the doctor's like any other, for workdir and text."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for name, value in {"ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setattr(files, "SECONDS", 0.2)
+        for found in (checkup.writable("s3://silent/run"), checkup.text(tiny.config({"data.source": "s3://silent/*.txt"}))):
+            assert not found.good and found.said.startswith("the bucket s3://silent did not answer") and "75" not in found.said
+            assert found.mend == "aws s3 ls s3://silent shows when it answers again"
+
+
+@pytest.mark.parametrize(
+    "scheme, said, mend",
+    [
+        ("gs", "the bucket gs://b does not exist", "gcloud auth application-default login; gcloud storage buckets create gs://b"),
+        ("s3", "the bucket s3://b does not exist", "aws configure; aws s3 mb s3://b"),
+        ("s3", "the bucket s3://b cannot be used (Forbidden)", "aws configure, with a key that may list, read, write and delete there"),
+    ],
+)
+def test_what_opens_a_bucket(scheme: str, said: str, mend: str) -> None:
+    assert checkup._opening(f"{scheme}://b/run", "", UserError(said)) == mend
+
+
+def test_a_missing_package_for_a_bucket_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "s3fs" else find(name))
+    assert checkup.writable("s3://b/run").mend == "pip install s3fs"
 
 
 @pytest.mark.parametrize("installed, good", [("0.0.42.1", True), ("0.0.42", True), ("0.0.41", False), (None, True)])

@@ -121,8 +121,8 @@ def failed(error: BaseException, told: str) -> UserError | TryAgain:
 
 
 def _in_use(names: tuple[tuple[str, str], ...]) -> tuple[type[Exception], ...]:
-    """Those of the packages that were imported."""
-    return tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
+    """Those of the packages that were imported; one that a thread is importing just now may lack its names yet."""
+    return tuple(getattr(sys.modules[module], name) for module, name in names if hasattr(sys.modules.get(module), name))
 
 
 def _status(error: BaseException) -> int:

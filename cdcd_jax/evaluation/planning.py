@@ -17,7 +17,8 @@ from cdcd_jax.parallel.program import parse, traffic
 from cdcd_jax.parallel.roofline import roofline
 from cdcd_jax.parallel.topology import GPUS, TPUS, Topology, devices
 from cdcd_jax.parallel.topology import parse as named
-from cdcd_jax.training.planning import ROOM, Compiled, Memory, Plan, Say, compile_lowered, memory_note
+from cdcd_jax.training.compiling import Compiled, Say, compile_lowered, ticking
+from cdcd_jax.training.planning import ROOM, Memory, Plan, memory_note
 from cdcd_jax.training.state import init_state
 
 
@@ -57,7 +58,8 @@ def _measure(config: Config, topology: Topology, vocab_size: int, say: Say) -> P
     compiled = None
     if topology.sides:
         say(f"compiling the sampler for one chip of {topology.chip.name}, which may take minutes")
-        compiled = _compile(config, topology, vocab_size)
+        with ticking(say):
+            compiled = _compile(config, topology, vocab_size)
     ready = compiled is not None and bool(compiled.text)
     memory = Memory(
         parameters=0.0,

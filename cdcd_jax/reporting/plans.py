@@ -28,7 +28,7 @@ def show(plan: Plan, console: Console) -> None:
     ]
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value, note in facts:
-        if training or value != _bytes(0):
+        if training or value != "0 B":
             table.add_row(Text(name), Text(value, "bold"), Text(note, "dim"))
     console.print(table, *([_sent(plan)] if training else []))
     for note in plan.notes:
@@ -47,7 +47,7 @@ def _sent(plan: Plan) -> Table | Text:
     return sent if plan.collectives else Text("no collectives")
 
 
-def _bytes(count: float) -> str:
+def _bytes(count: int | float) -> str:
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
             return f"{count / size:.2f} {unit}"

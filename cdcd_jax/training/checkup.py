@@ -19,11 +19,11 @@ import jax.numpy as jnp
 from etils import epath
 from jax._src import hardware_utils  # what hardware there is has no public name
 
-from cdcd_jax.config import Config, HostsConfig, TryAgain, UserError, sentence
+from cdcd_jax.config import Config, HostsConfig, TryAgain, UserError, check, sentence
 from cdcd_jax.data import files, hub, places, prepared, spans
 from cdcd_jax.parallel import job, rollcall
 from cdcd_jax.parallel.mesh import AXES, sizes
-from cdcd_jax.training.planning import Changes, changed_config, fits, flags
+from cdcd_jax.training.planning import Changes, changed_config, flags
 from cdcd_jax.training.state import init_state
 
 SECONDS = 60.0  # for the devices to answer
@@ -136,7 +136,16 @@ def _dividing(config: Config, count: int) -> str:
     batch: Changes = {"train.batch_size": max(1, round(t.batch_size / unit)) * unit}
     free: Changes = {"mesh.data": -1, "mesh.fsdp": -1, "mesh.tensor": 1}
     tried = (batch, free, free | batch, free | batch | {"mesh.slices": 1})
-    return " ".join(flags(config, next((changes for changes in tried if fits(changed_config(config, changes), count)), tried[-1])))
+    return " ".join(flags(config, next((changes for changes in tried if _divides(changed_config(config, changes), count)), tried[-1])))
+
+
+def _divides(config: Config, count: int) -> bool:
+    try:
+        check(config)
+        sizes(config, count)
+    except UserError:
+        return False
+    return True
 
 
 def coordinator() -> Finding:
@@ -166,11 +175,12 @@ def coordinator() -> Finding:
 
 def writable(workdir: str) -> Finding:
     """Whether a file can be made, read and removed in the workdir, or, before there is one, in the folder where it would be made."""
-    folder = epath.Path(workdir)
+    there = workdir
     try:
         place = folder = files.locate(workdir)
         while not files.in_bucket(folder) and not folder.exists() and folder != folder.parent:
             folder = folder.parent
+        there = str(folder)
         if not files.in_bucket(folder) and not folder.is_dir():
             return Finding("workdir", False, f"{folder} is no folder", shlex.join(["mv", str(folder), f"{folder}.old"]))
         probe = folder / f".doctor-{secrets.token_hex(4)}"
@@ -178,9 +188,9 @@ def writable(workdir: str) -> Finding:
         back = probe.read_text()
         probe.unlink()
     except (UserError, TryAgain) as error:
-        return Finding("workdir", False, _plain(error), _opening(workdir, folder, error))
+        return Finding("workdir", False, _plain(error), _opening(workdir, there, error))
     except files.failures() as error:
-        return Finding("workdir", False, f"{workdir} cannot be written and read ({files.reason(error)})", _opening(workdir, folder, error))
+        return Finding("workdir", False, f"{workdir} cannot be written and read ({files.reason(error)})", _opening(workdir, there, error))
     if back != "well":
         return Finding("workdir", False, f"{probe} reads back as something else", ELSEWHERE)
     return Finding("workdir", True, f"{place} can be written")
@@ -191,14 +201,14 @@ def _plain(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _opening(name: str, folder: epath.Path, error: Exception) -> str:
-    """The command that lets this account write or read at a place, of which `folder` is there."""
+def _opening(name: str, there: str, error: Exception) -> str:
+    """The command that lets this account write or read at a place, of which so much is there."""
     if files.in_bucket(name):
         return _opening_bucket("/".join(name.split("/")[:3]), error)
     cause = error.__cause__ or error
     if "://" in name or not isinstance(cause, PermissionError):
         return ELSEWHERE
-    return f'sudo chown "$USER" {shlex.quote(str(folder))}'
+    return f'sudo chown "$USER" {shlex.quote(there)}'
 
 
 def _opening_bucket(bucket: str, error: Exception) -> str:
@@ -264,7 +274,7 @@ def text(config: Config, given: Sequence[str] = ()) -> Finding:
     except (UserError, TryAgain) as error:
         return Finding("data", False, _plain(error), _mending(source, given, error))
     except files.failures() as error:
-        return Finding("data", False, f"{source!r} cannot be read ({files.reason(error)})", _opening(source, epath.Path(source), error))
+        return Finding("data", False, f"{source!r} cannot be read ({files.reason(error)})", _opening(source, source, error))
     return Finding("data", True, f"{source} is there")
 
 
@@ -274,7 +284,7 @@ def _mending(source: str, given: Sequence[str], error: Exception) -> str:
         return flag[0]
     if "is not finished" in str(error):
         return _prepare([*(flag for flag in given if not flag.startswith("--config.data.source=")), "--config.data.source=TEXT"], source)
-    opening = _opening(source, epath.Path(source), error)
+    opening = _opening(source, source, error)
     return "--config.data.source=PATH, a text file, a quoted glob or a prepared folder" if opening == ELSEWHERE else opening
 
 

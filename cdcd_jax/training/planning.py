@@ -1,9 +1,8 @@
 """What a train step would cost on hardware that is not here: compiled for TPUs without any, estimated for GPUs."""
 
 import dataclasses
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from cdcd_jax.parallel.program import parse, traffic
 from cdcd_jax.parallel.roofline import Roofline, axis_bandwidths, roofline
 from cdcd_jax.parallel.sharding import shardings
 from cdcd_jax.parallel.topology import Topology, devices
+from cdcd_jax.training.compiling import Compiled, Say, compile_lowered, ticking
 from cdcd_jax.training.state import TrainState, init_state
 from cdcd_jax.training.step import make_step
 
@@ -30,7 +30,6 @@ ROOM = 0.95  # of the memory that an estimate may fill before it is tried
 # a program of many rows keeps the compiler busy for minutes before it is refused.
 HOPELESS = 1.5
 Changes = dict[str, Any]  # config keys and their new values
-Say = Callable[[str], None]  # told of what takes long, a line each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Memory:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What `python -m cdcd_jax.plan` says. `chips` run the program together: all of the topology's, or in sampling one. `tokens` and `flops` are of a
-    step of all of them (in sampling: of all that the one chip samples at once), `compiled` tells whether the numbers are a compiled program's, `advice`
-    is what would make it fit, as flags, where it does not, and `advised_peak` the peak then."""
+    step of all of them (in sampling: of all that the one chip samples at once), `compiled` tells whether the numbers are a compiled program's,
+    `advice` is what would make it fit, as flags, where it does not, and `advised_peak` the peak then."""
 
     topology: Topology
     job: str
@@ -95,16 +94,6 @@ class Plan:
             "notes": list(self.notes), "advice": None if self.advice is None else list(self.advice),
             "advised_peak_bytes_per_chip": self.advised_peak,
         }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """A program and the memory that it says it takes; no text, and only `peak`, of one that is too large for the chip."""
-
-    text: str
-    arguments: int | float
-    temporaries: int | float
-    peak: int | float
 
 
 def plan(config: Config, topology: Topology, vocab_size: int, say: Say = lambda line: None) -> Plan:
@@ -161,7 +150,8 @@ def _measure(config: Config, topology: Topology, vocab_size: int, say: Say) -> P
     compiled = None
     if isinstance(mesh, Mesh) and not hopeless:
         say(f"compiling the train step for {topology.count} chips of {topology.chip.name}, which may take minutes")
-        compiled = compile_step(config, abstract, layout, mesh)
+        with ticking(say):
+            compiled = compile_step(config, abstract, layout, mesh)
     memory = Memory(
         parameters=estimate.stored(abstract.params, layout.params),
         ema=estimate.stored(abstract.ema, layout.ema),
@@ -197,31 +187,6 @@ def compile_step(config: Config, abstract: TrainState, layout: Any, mesh: Mesh) 
     step: Any = make_step(config, layout, batch_sharding(mesh))
     kinds = ("tokens",) if config.data.packing == "wrap" else ("tokens", "segments")
     return compile_lowered(step.lower(state, dict.fromkeys(kinds, rows)))
-
-
-def compile_lowered(lowered: jax.stages.Lowered) -> Compiled:
-    """Compiles a program, or says how much memory it would have taken."""
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        needed = _needed(str(error))
-        if needed is None:
-            raise
-        return Compiled("", 0.0, 0.0, needed)
-    m = compiled.memory_analysis()
-    assert m is not None  # TPU programs have one
-    beyond = m.output_size_in_bytes - m.alias_size_in_bytes + m.generated_code_size_in_bytes
-    text = compiled.as_text()
-    assert text is not None
-    return Compiled(text, m.argument_size_in_bytes, m.temp_size_in_bytes, m.argument_size_in_bytes + m.temp_size_in_bytes + beyond)
-
-
-def _needed(message: str) -> float | None:
-    """Bytes that a program would take, from the compiler's words for one that is too large; None for other words."""
-    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", message) or re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
-    if "RESOURCE_EXHAUSTED" not in message or found is None:
-        return None
-    return float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2])))
 
 
 def _advised(config: Config, topology: Topology, vocab_size: int, found: Plan, say: Say) -> Plan:
@@ -286,7 +251,7 @@ def _candidates(config: Config, topology: Topology) -> Iterator[Changes]:
                         changes = {key: value for key, value in changes.items() if value != _value(config, key)}
                         if "mesh.fsdp" in changes and fsdp == now[1] and m.fsdp == -1:
                             del changes["mesh.fsdp"]
-                        if changes and fits(changed_config(config, changes), topology.count):
+                        if changes and _possible(changed_config(config, changes), topology.count):
                             yield changes
 
 
@@ -295,7 +260,7 @@ def _value(config: Config, key: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
-def fits(config: Config, count: int) -> bool:
+def _possible(config: Config, count: int) -> bool:
     """Whether a run can have this config, on that many devices, with rows for each of them."""
     try:
         check(config)

@@ -1,6 +1,7 @@
 """Names of hardware, and the bound that its rates set: what is known, what is refused, and which resource binds."""
 
 import dataclasses
+import subprocess
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from cdcd_jax.parallel.chips import CHIPS
 from cdcd_jax.parallel.collectives import Collective
 from cdcd_jax.parallel.mesh import AXES
 from cdcd_jax.parallel.roofline import axis_bandwidths, roofline
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,9 @@ from cdcd_jax.parallel.roofline import axis_bandwidths, roofline
         ("v6e:2x4", "v6e", 1, (2, 4), 8),
         ("2xv5e:16x16", "v5e", 2, (16, 16), 512),
         ("v5p:2x2x1", "v5p", 1, (2, 2, 1), 4),
+        ("v5p:16x16x24", "v5p", 1, (16, 16, 24), 6144),
+        ("v4:12x12x24", "v4", 1, (12, 12, 24), 3456),
+        ("v6e:1x1", "v6e", 1, (1, 1), 1),
         ("gpu:h200x8", "h200", 1, (), 8),
         ("gpu:b200x64", "b200", 1, (), 64),
     ],
@@ -35,15 +40,21 @@ def test_names(name: str, chip: str, slices: int, sides: tuple[int, ...], count:
 @pytest.mark.parametrize(
     "name, said",
     [
-        ("v9:8x8", "topology 'v9:8x8' names an unknown chip (known: v5e, v5p, v6e); known topologies: "),
+        ("w9:8x8", "topology 'w9:8x8' names an unknown chip (known: v4, v5e, v5p, v6e); known topologies: "),
         ("v5:8x8", "topology 'v5:8x8' names an unknown chip (did you mean \"v5"),
         ("gpu:h300x8", "topology 'gpu:h300x8' names an unknown GPU (did you mean \"h"),
         ("gpu:h100x12", "topology 'gpu:h100x12' must have 1 to 8 GPUs, or a multiple of 8"),
         ("gpu:h100x0", "topology 'gpu:h100x0' must have 1 to 8 GPUs"),
-        ("v5e:16", "topology 'v5e:16' is no slice of v5e: it has 2 sides, up to 16x16, of which the first two are even; known topologies: "),
-        ("v5e:32x16", "topology 'v5e:32x16' is no slice of v5e"),
-        ("v5p:3x2x2", "topology 'v5p:3x2x2' is no slice of v5p"),
-        ("0xv5e:4x4", "topology '0xv5e:4x4' is no slice of v5e"),
+        ("v5e:2x6", "topology 'v5e:2x6' is no slice of v5e: offered are 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16."),
+        ("v5e:16", "topology 'v5e:16' is no slice of v5e"),
+        ("v6e:16x8", "topology 'v6e:16x8' is no slice of v6e"),
+        ("v5e:04x4", "topology 'v5e:04x4' is no slice of v5e"),
+        ("v5p:2x2x3", "topology 'v5p:2x2x3' is no slice of v5p: offered are 2x2x1, 2x2x2, 2x2x4, 2x4x4, and multiples of 4 in rising order, from "),
+        ("v5p:8x4x4", "topology 'v5p:8x4x4' is no slice of v5p"),
+        ("v5p:16x16x28", "topology 'v5p:16x16x28' is no slice of v5p"),
+        ("v4:4x4x0", "topology 'v4:4x4x0' is no slice of v4"),
+        ("v5e:\uff12x\uff12", "unknown topology 'v5e:\uff12x\uff12': known are "),
+        ("0xv5e:4x4", "unknown topology '0xv5e:4x4': known are "),
         ("a pod", "unknown topology 'a pod': known are v5e:16x16, "),
         ("", "unknown topology '': known are "),
     ],
@@ -57,9 +68,18 @@ def test_names_that_are_refused(name: str, said: str) -> None:
 def test_every_chip_has_all_its_rates() -> None:
     for chip in CHIPS.values():
         assert min(chip.hbm_bytes, chip.flops, chip.hbm_bandwidth, chip.link_bandwidth, chip.network_bandwidth) > 0
-        assert bool(chip.dimensions) != bool(chip.node) and len(chip.largest) == chip.dimensions
+        assert bool(chip.dimensions) != bool(chip.node) and bool(chip.shapes) == bool(chip.most) == bool(chip.dimensions)
         # More is computed than moved, more moved than sent, and more sent over links than over the network.
         assert chip.flops > chip.hbm_bandwidth > chip.link_bandwidth > chip.network_bandwidth
+
+
+@pytest.mark.parametrize("chip", sorted(topology.TPUS))
+def test_what_is_launched_can_be_planned(chip: str) -> None:
+    """The launchers know fewer shapes: those that follow from Google's name of a size."""
+    command = ["launch/tpu_vm.sh", "create", "--name=a", "--zone=z", f"--topology={chip}:0x0"]
+    said = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stderr
+    shapes = said.partition(f"{chip} has the shapes ")[2].rstrip(".\n").split()
+    assert shapes and all(topology.parse(f"{chip}:{shape}").count for shape in shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +114,11 @@ def torus(sides: tuple[int, ...], shape: tuple[int, int, int]) -> Any:
         ("v5e:4x4", (4, 4, 1), {"fsdp": 1, "data": 1, "data+fsdp": 2}),  # open lines
         ("v5e:16x16", (1, 256, 1), {"fsdp": 4}),
         ("v5e:16x16", (4, 64, 1), {"fsdp": 3, "data": 1}),  # 4 of one side, open, times the other
+        ("v5e:8x16", (1, 128, 1), {"fsdp": 3}),
         ("v5p:8x8x8", (8, 64, 1), {"fsdp": 4, "data": 2, "data+fsdp": 6}),
+        ("v5p:4x4x4", (1, 64, 1), {"fsdp": 6}),
+        ("v5p:2x4x4", (1, 32, 1), {"fsdp": 3}),  # less than a cube, which alone has the switches that close a ring
+        ("v4:2x2x4", (4, 4, 1), {"fsdp": 1, "data": 2, "data+fsdp": 3}),
     ],
 )
 def test_the_links_that_an_axis_has(name: str, shape: tuple[int, int, int], expected: dict[str, int]) -> None:

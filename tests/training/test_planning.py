@@ -4,15 +4,20 @@ import importlib.util
 import json
 import pathlib
 import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
+import rich.console
 
 from cdcd_jax.config import Config, UserError
 from cdcd_jax.evaluation import planning as sampling
 from cdcd_jax.parallel import topology
-from cdcd_jax.training import planning
+from cdcd_jax.reporting import plans
+from cdcd_jax.training import compiling, planning
 from tests import tiny
 from tests.test_configs import read
 
@@ -57,10 +62,11 @@ def test_a_step_compiled_for_a_tpu(tmp_path: pathlib.Path, run_door: Door) -> No
     assert 4 * matrices <= sum(moved.values()) <= 12 * matrices
     assert found["bound_by"] in ("compute", "hbm", "network") and found["roofline_step_seconds"] == max(found["roofline_seconds"].values())
     assert "fits" in done.stdout and found["advice"] is None
+    assert done.stderr.splitlines() == ["compiling the train step for 4 chips of v5e, which may take minutes"]
 
 
-# Two million tokens, so that the state is too large for a chip, though the program is small.
-LARGE = {"data.vocab_size": 2_000_000, "model.embedding_dim": 256, "mesh.fsdp": 1}
+# More than a million tokens, so that the state is too large for a chip, though the program is small.
+LARGE = {"data.vocab_size": 1_200_000, "model.embedding_dim": 256, "mesh.fsdp": 1}
 
 
 def follow(config: Config, advice: tuple[str, ...] | None) -> Config:
@@ -70,15 +76,40 @@ def follow(config: Config, advice: tuple[str, ...] | None) -> Config:
     return planning.changed_config(config, {key: type(planning._value(config, key))(value) for key, value in pairs})
 
 
+def test_a_long_compilation_says_that_it_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler lets other threads run meanwhile."""
+    monkeypatch.setattr(compiling, "TICK", 0.01)
+    said: list[str] = []
+    with compiling.ticking(said.append):
+        jax.jit(lambda x: jnp.linalg.svd(x @ x)[0]).lower(jnp.zeros((64, 64))).compile()
+    number = len(said)
+    assert number and said[0].startswith("still compiling after 0 s")
+    time.sleep(0.05)
+    assert len(said) == number
+
+
 @pytest.mark.slow
 def test_what_does_not_fit_is_told_what_would_make_it_fit() -> None:
-    """The compiler itself says that the program is too large, and compiles it with the advice."""
+    """The compiler itself says that the program is too large, and compiles it with the advice. What is compiled is said before it is."""
     pytest.importorskip("libtpu")
-    config, where = small(**LARGE), topology.parse("v5e:2x2")
-    found = planning.plan(config, where, config.data.vocab_size)
+    config, where, said = small(**LARGE), topology.parse("v5e:2x2"), []
+    found = planning.plan(config, where, config.data.vocab_size, said.append)
     assert not found.fits and not found.compiled and found.memory.peak > found.memory.hbm
     assert found.advice == ("--config.mesh.fsdp=4",)
+    compiling = "compiling the train step for 4 chips of v5e, which may take minutes"
+    assert said == [compiling, "it does not fit; trial 1 of 6 at most: --config.mesh.fsdp=4", compiling]
     assert found.advised_peak is not None and found.advised_peak <= found.memory.hbm
+
+
+def test_what_cannot_fit_is_not_compiled_and_the_search_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimate of a state that is far too large is believed. After the last trial the plan says what it would have tried next."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setattr(planning, "ATTEMPTS", 0)
+    config, said = small(**LARGE | {"data.vocab_size": 3_500_000, "model.width": 128}), []
+    found = planning.plan(config, topology.parse("v5e:2x4"), config.data.vocab_size, said.append)
+    assert said == [] and not found.fits and not found.compiled and found.memory.peak > planning.HOPELESS * found.memory.hbm
+    assert found.notes[0] == "not compiled: the estimate alone is more than 1.5 times the memory of a chip"
+    assert found.notes[1].startswith("stopped after 0 trials, in ") and "next would be --config.mesh.fsdp=8" in found.notes[1]
 
 
 @pytest.mark.slow
@@ -114,16 +145,45 @@ def test_communication_does_not_grow_with_the_chips() -> None:
 
 
 @pytest.mark.slow
-def test_the_sampler_compiled_for_a_tpu() -> None:
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5e:1x1", "v4:2x2x1"])
+def test_the_sampler_compiled_for_a_tpu(name: str) -> None:
     pytest.importorskip("libtpu")
-    config = small()
-    found = sampling.plan(config, topology.parse("v5e:2x2"), 512)
+    found = sampling.plan(small(), topology.parse(name), 512)
     assert found.fits and found.compiled and not found.collectives
     assert found.memory.arguments == pytest.approx(found.memory.state, rel=0.1)  # and the rows that it begins with
 
 
+@pytest.mark.slow
+def test_a_sampler_that_needs_a_larger_tpu_is_compiled_for_it() -> None:
+    pytest.importorskip("libtpu")
+    config, said = small(data__vocab_size=900_000, model__embedding_dim=256, model__width=4096), []
+    found = sampling.plan(config, topology.parse("v5e:2x2"), config.data.vocab_size, said.append)
+    assert not found.fits and found.advice and found.advised_peak is not None
+    chosen = topology.parse(found.advice[0].removeprefix("--topology="))
+    assert chosen.sides and found.advised_peak <= chosen.chip.hbm_bytes
+    assert said[-1] == f"compiling the sampler for one chip of {chosen.chip.name}, which may take minutes"
+
+
+def test_one_chip_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    """Chips, mesh, operations and speed are that one's, and the tables say so; a larger GPU is advised where one is too small."""
+    found = sampling.plan(read("scale_7b"), topology.parse("gpu:h100x8"), 32_000)
+    told = found.as_dict()
+    assert told["fits"] and told["chips"] == 1 and set(told["mesh"].values()) == {1} and told["tokens_per_step"] == 16 * 1024
+    assert found.mfu == pytest.approx(found.flops.model / found.roofline.seconds / found.topology.chip.flops)
+    plans.show(found, rich.console.Console(width=150))
+    shown = capsys.readouterr().out
+    assert "of a batch of samples on one chip" in shown and "of which each samples for itself" in shown
+    assert not any(word in shown for word in ("all chips", "gradients", "optimiser", "collective", "computed again"))
+    wider = planning.changed_config(read("scale_7b"), {"model.num_layers": 70})
+    found = sampling.plan(wider, topology.parse("gpu:h100x8"), 32_000)
+    assert not found.fits and found.advice == ("--topology=gpu:h200x8",)
+    assert sampling.plan(wider, topology.parse("gpu:h200x8"), 32_000).memory.peak == found.advised_peak
+
+
 def test_on_gpus_the_plan_is_an_estimate() -> None:
+    """Held against what JAX takes of a GPU's memory by default, and the plan says so."""
     found = planning.plan(read("paper_large"), topology.parse("gpu:h100x8"), 32_000)
+    assert found.memory.hbm == 0.75 * 80e9 and "75% of it that JAX takes" in found.notes[1] and "XLA_PYTHON_CLIENT_MEM_FRACTION" in found.notes[1]
     assert not found.compiled and not found.fits and found.memory.arguments is None and found.mesh["fsdp"] == 8
     followed = planning.plan(follow(read("paper_large"), found.advice), topology.parse("gpu:h100x8"), 32_000)
     assert followed.fits and followed.memory.peak == pytest.approx(found.advised_peak)
@@ -152,13 +212,13 @@ def test_a_vocabulary_that_only_the_text_tells_of() -> None:
     ],
 )
 def test_the_compilers_words_for_too_large(words: str, needed: float | None) -> None:
-    assert planning._needed(words) == needed
+    assert compiling._needed(words) == needed
 
 
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--topology=v9:8x8"], "names an unknown chip (known: v5e, v5p, v6e); known topologies: v5e:16x16"),
+        (["--topology=w9:8x8"], "names an unknown chip (known: v4, v5e, v5p, v6e); known topologies: v5e:16x16"),
         (["--topology=gpu:h100x8", "--config.mesh.fsdp=3"], "mesh.fsdp x mesh.tensor must divide 8, so it may be 1, 2, 4 or 8, not 3."),
         ([], "the flag --topology is required."),
     ],
