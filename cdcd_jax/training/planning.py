@@ -149,7 +149,7 @@ def _measure(config: Config, topology: Topology, vocab_size: int, say: Say) -> P
     hopeless = state + guess.activations > HOPELESS * topology.chip.hbm_bytes
     compiled = None
     if isinstance(mesh, Mesh) and not hopeless:
-        say(f"compiling the train step for {topology.count} chips of {topology.chip.name}, which may take minutes")
+        say(f"compiling the train step for {topology.name}, which may take minutes")
         with ticking(say):
             compiled = compile_step(config, abstract, layout, mesh)
     memory = Memory(

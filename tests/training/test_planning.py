@@ -62,7 +62,7 @@ def test_a_step_compiled_for_a_tpu(tmp_path: pathlib.Path, run_door: Door) -> No
     assert 4 * matrices <= sum(moved.values()) <= 12 * matrices
     assert found["bound_by"] in ("compute", "hbm", "network") and found["roofline_step_seconds"] == max(found["roofline_seconds"].values())
     assert "fits" in done.stdout and found["advice"] is None
-    assert done.stderr.splitlines() == ["compiling the train step for 4 chips of v5e, which may take minutes"]
+    assert done.stderr.splitlines() == ["compiling the train step for v5e:2x2, which may take minutes"]
 
 
 # More than a million tokens, so that the state is too large for a chip, though the program is small.
@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_told_what_would_make_it_fit() -> None:
     found = planning.plan(config, where, config.data.vocab_size, said.append)
     assert not found.fits and not found.compiled and found.memory.peak > found.memory.hbm
     assert found.advice == ("--config.mesh.fsdp=4",)
-    compiling = "compiling the train step for 4 chips of v5e, which may take minutes"
+    compiling = "compiling the train step for v5e:2x2, which may take minutes"
     assert said == [compiling, "it does not fit; trial 1 of 6 at most: --config.mesh.fsdp=4", compiling]
     assert found.advised_peak is not None and found.advised_peak <= found.memory.hbm
 
