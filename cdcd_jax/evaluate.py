@@ -15,6 +15,7 @@ from cdcd_jax.run import Run, load_run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run, or gs://bucket/folder.", required=True)
 METRICS = flags.DEFINE_list("metrics", ["nll", "entropy"], "nll: the held-out bound; entropy: samples' token entropy and valid words.")
+SOURCE = flags.DEFINE_string("source", None, "Where the run's text or prepared folder lies now (default: where it was trained).")
 SPLIT = flags.DEFINE_string("split", "valid", "train, valid or test: what nll scores.")
 NUM_SEQUENCES = flags.DEFINE_integer("num_sequences", 0, "How many sequences of it, spread evenly over the split; 0: all.", lower_bound=0)
 DRAWS = flags.DEFINE_integer("draws", 4, "Noise levels for each sequence scored.")
@@ -50,7 +51,7 @@ def main() -> int:
         raise UserError(f"unknown split {SPLIT.value!r}{did_you_mean(SPLIT.value, SPLITS)}.")
     if DRAWS.value < 1:
         raise UserError(f"draws must be at least 1, not {DRAWS.value}.")
-    run = load_run(WORKDIR.value)
+    run = load_run(WORKDIR.value, SOURCE.value)
     table = rich.table.Table("metric", "value", title=f"{WORKDIR.value} at step {run.step:,}")
     for metric in METRICS.value:
         name, values = KNOWN[metric](run)

@@ -55,9 +55,12 @@ def show(manifest: Manifest, seconds: float) -> None:
 
 
 def training_flags(manifest: Manifest) -> list[str]:
-    """The flags that train on what was prepared: those given, in whatever form, and of the tokenizer's what its folder decided."""
+    """The flags that train on what was prepared: those given, in whatever form, and of the tokenizer's what its folder decided.
+
+    The folder has its tokenizer, so where that was taken from is left out.
+    """
     flag, asked = flags.FLAGS["config"], from_dict(CONFIG.value).data
-    values = {key: value for key, value in config_flags.get_override_values(flag).items() if key != "data.source"}
+    values = {key: value for key, value in config_flags.get_override_values(flag).items() if key not in ("data.source", "data.tokenizer_from")}
     values |= {f"data.{key}": manifest.config[key] for key in ("tokenizer", "vocab_size") if manifest.config[key] != getattr(asked, key)}
     values["data.source"] = OUTPUT.value
     return [f"--config={config_flags.get_config_filename(flag)}", "--workdir=runs/NAME", *(f"--config.{key}={values[key]}" for key in values)]
