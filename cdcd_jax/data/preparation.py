@@ -1,6 +1,6 @@
 """From a source to a folder of records: the plan, the stages one after the other, and how a preparation that was interrupted goes on.
 
-    OUTPUT/unfinished/plan.json     what decides the records: who finds another plan begins anew
+    OUTPUT/unfinished/plan.json     what decides the records: who has another plan is refused, once any tokens are finished
     OUTPUT/unfinished/tokenizer/    made first
     OUTPUT/unfinished/tokens/       the tokens of each part of the source, with a note (stages.py)
     OUTPUT/unfinished/shards.json   the names of the shards that are written, so that those of a plan given up can be taken away
@@ -57,8 +57,8 @@ def prepare(
     """Prepares the config's source in a folder, or goes on with it: (what the folder holds, whether it was whole before).
 
     run: a map over workers. say: is told in a sentence if what was begun cannot be gone on with.
-    Raises UserError as sources and tokenizers do, if the folder holds something else, and if there are too few tokens for rows to train on and to
-    hold out. Whatever ends it, the same call goes on where it was, and the folder is not whole before it is finished.
+    Raises UserError as sources and tokenizers do, if the folder holds something else, whole or begun, and if there are too few tokens for rows to
+    train on and to hold out. Whatever ends it, the same call goes on where it was, and the folder is not whole before it is finished.
     """
     folder = files.absolute(folder)
     with files.writing(folder):
@@ -66,6 +66,7 @@ def prepare(
             raise UserError(f"data.source {config.source!r} would read what is written into {folder} as text: name another folder as --output.")
         _refuse_others(folder)
     with _alone(folder):
+        _refuse_another(folder, settings(config))  # before hours are spent on reading
         listing = sources.list_parts(config, run)
         with files.writing(folder):
             return _prepare(config, folder, listing, run, watch, say)
@@ -76,18 +77,23 @@ def _prepare(
 ) -> tuple[Manifest, bool]:
     """The same, of what is listed, by the only process that is at it."""
     plan = make_plan(config, listing.parts)
+    _refuse_another(folder, plan)
     if (folder / MANIFEST).exists():
-        return _whole(folder, plan, run, watch), True
+        return _whole(folder, run, watch), True
     _begin(folder, plan, say)
     tokenizer = _tokenizer(config, listing.parts, folder / UNFINISHED / TOKENIZER, run, watch)
     job = Job(config, str(folder), _digest([plan, tokenizer.fingerprint]))
     numbered = list(enumerate(listing.parts))
     streams = list(watch("parts tokenised", len(numbered), run(functools.partial(stages.tokenise, job), numbered)))
-    everything = [stream for of_part in streams for stream in of_part.values()]
-    if not any(stream.characters for stream in everything):
-        raise sources.no_text(config, sum(stream.empty for stream in everything))
-    layouts = {split: lay_out(config, tokenizer.vocab_size, streams, split) for split in sources.SPLITS}
-    check_sizes(config, layouts)
+    try:
+        everything = [stream for of_part in streams for stream in of_part.values()]
+        if not any(stream.characters for stream in everything):
+            raise sources.no_text(config, sum(stream.empty for stream in everything))
+        layouts = {split: lay_out(config, tokenizer.vocab_size, streams, split) for split in sources.SPLITS}
+        check_sizes(config, layouts)
+    except UserError:  # this plan comes to nothing, and must not be in the way of one that is put right
+        _take_away(folder / UNFINISHED, but=("lock",))
+        raise
     fillings = [filling for layout in layouts.values() for filling in layout.fillings]
     shards, counts = _fill(job, fillings, tokenizer.vocab_size, run, watch)
     splits = {
@@ -123,11 +129,15 @@ def _prepare(
 
 def make_plan(config: DataConfig, parts: list[sources.Part]) -> dict[str, Any]:
     """All that decides the records, before there is a tokenizer: two equal plans have equal records."""
-    plan: dict[str, Any] = {"format": records.FORMAT, "text": _digest([_content(part) for part in parts])}
+    return settings(config) | {"text": _digest([_content(part) for part in parts])}
+
+
+def settings(config: DataConfig) -> dict[str, Any]:
+    """A plan but for its text."""
     unused = {"tokenizer", "vocab_size"} if config.tokenizer_from else {"vocab_size"} if config.tokenizer != "sentencepiece" else set()
-    plan |= {f"data.{key}": value for key, value in dataclasses.asdict(config).items() if key not in {*OTHERWISE, *unused}}
-    plan["tokenizer"] = tokenizers.named(config).fingerprint if config.tokenizer_from else "made from the text"
-    return plan
+    plan = {f"data.{key}": value for key, value in dataclasses.asdict(config).items() if key not in {*OTHERWISE, *unused}}
+    made = tokenizers.named(config).fingerprint if config.tokenizer_from else "made from the text"
+    return {"format": records.FORMAT} | plan | {"tokenizer": made}
 
 
 def _content(part: sources.Part) -> list[Any]:
@@ -157,6 +167,24 @@ def _refuse_others(folder: epath.Path) -> None:
     begun = (folder / UNFINISHED / "plan.json").exists() or found == [UNFINISHED] and _ours(folder / UNFINISHED)[1]
     if found and MANIFEST not in found and not begun:
         raise UserError(f"{folder} is not empty and holds no prepared data (no {MANIFEST}); name a new folder as --output.")
+
+
+def _refuse_another(folder: epath.Path, plan: dict[str, Any]) -> None:
+    """Raises UserError for a folder that another plan has made, or has finished a part of: what may have taken hours is not given up for a typo."""
+    if (folder / MANIFEST).exists():
+        there, what, way = records.read_manifest(folder).plan, "is prepared, but otherwise", ""
+    else:
+        there, what, way = _read(folder / UNFINISHED / "plan.json"), "is partly prepared, but otherwise", f", or remove {folder} to begin anew"
+        if not isinstance(there, dict) or not _finished(folder):
+            return
+    if differences := _differences(there, plan):
+        raise UserError(f"{folder} {what} ({differences}); name another folder as --output{way}.")
+
+
+def _finished(folder: epath.Path) -> bool:
+    """Whether the tokens of any part are finished."""
+    tokens = folder / UNFINISHED / "tokens"
+    return tokens.exists() and any(path.name.endswith(".json") and not path.name.startswith(".") for path in tokens.iterdir())
 
 
 @contextlib.contextmanager
@@ -190,11 +218,9 @@ def _alone(folder: epath.Path) -> Iterator[None]:
                         path.rmdir()
 
 
-def _whole(folder: epath.Path, plan: dict[str, Any], run: Map, watch: Watch) -> Manifest:
-    """The manifest of a whole folder, if it is what this plan leads to and every byte is there. Removes what a kill may have left of its making."""
+def _whole(folder: epath.Path, run: Map, watch: Watch) -> Manifest:
+    """The manifest of a whole folder, if every byte is there. Removes what a kill may have left of its making."""
     manifest = records.read_manifest(folder)
-    if differences := _differences(manifest.plan, plan):
-        raise UserError(f"{folder} is prepared, but otherwise ({differences}); name another folder as --output.")
     faults = watch("shards verified", len(manifest.shards), run(functools.partial(records.fault, str(folder)), manifest.shards))
     for shard, fault in zip(manifest.shards, faults, strict=True):
         if fault:
@@ -215,7 +241,7 @@ def _begin(folder: epath.Path, plan: dict[str, Any], say: Callable[[str], None])
     there = _read(path)
     if there == plan:
         return
-    if there is not None:
+    if isinstance(there, dict):
         say(f"{folder} is begun anew: {_differences(there, plan)}.")
     for name in _read(path.with_name(SHARD_NAMES)) or []:
         (folder / name).unlink(missing_ok=True)
