@@ -1,4 +1,4 @@
-"""python -m cdcd_jax.evaluate --workdir=runs/demo [--metrics=nll,entropy] [--split=valid] [--num_sequences=0]: numbers of a run, in JSON."""
+"""python -m cdcd_jax.evaluate --workdir=runs/demo [--metrics=nll,entropy] [--split=valid] [--source=PLACE]: numbers of a run, in JSON."""
 
 import json
 from typing import Any
@@ -37,6 +37,11 @@ def entropy(run: Run) -> tuple[str, dict[str, Any]]:
     return "samples.json", metrics.sample_metrics(run.model, samples, run.corpus(), SEED.value)
 
 
+UNITS = {
+    "bits_per_char": "bits", "bits_per_char_stderr": "bits", "nats_per_token": "nats", "stderr": "nats per token", "reconstruction": "nats per token",
+    "prior": "nats per token", "linearity": "of the range", "entropy": "nats", "entropy_heldout": "nats", "valid_word_rate": "of the words",
+    "valid_word_rate_heldout": "of the words", "valid_word_rate_unigram": "of the words", "nfe": "denoiser calls a sample",
+}  # fmt: skip
 KNOWN = {"nll": nll, "entropy": entropy}
 SPLITS = ("train", "valid", "test")
 
@@ -52,13 +57,13 @@ def main() -> int:
     if DRAWS.value < 1:
         raise UserError(f"draws must be at least 1, not {DRAWS.value}.")
     run = load_run(WORKDIR.value, SOURCE.value)
-    table = rich.table.Table("metric", "value", title=f"{WORKDIR.value} at step {run.step:,}")
+    table = rich.table.Table("metric", "value", "unit", title=f"{WORKDIR.value} at step {run.step:,}")
     for metric in METRICS.value:
         name, values = KNOWN[metric](run)
         files.write_whole(run.workdir / "eval" / name, json.dumps(values, indent=2) + "\n")
         for key, value in values.items():
             if not isinstance(value, list):
-                table.add_row(f"{metric} {key}", f"{value:.4f}" if isinstance(value, float) else str(value))
+                table.add_row(f"{metric} {key}", f"{value:.4f}" if isinstance(value, float) else str(value), UNITS.get(key, ""))
     rich.console.Console().print(table)
     return 0
 

@@ -40,9 +40,10 @@ class Run:
             try:
                 self._corpus = pipeline.load_corpus(data, self.model.tokenizer, fingerprint=self.model.data_fingerprint)
             except UserError as error:
-                if self._source is not None:
-                    raise
-                raise UserError(f"{str(error).removesuffix('.')}; if the text of {self.workdir} lies elsewhere now, give --source=PLACE.") from error
+                told = str(error).replace("--config.data.source=", "--source=")  # a run's config is what it is
+                if self._source is None and "--source=" not in told:
+                    told = f"{told.removesuffix('.')}; if the text of {self.workdir} lies elsewhere now, give --source=PLACE."
+                raise UserError(told) from error
         return self._corpus
 
     def sample(

@@ -113,7 +113,7 @@ CASES: dict[str, Case] = {
     "empty corpus": (lambda p: p.fresh(p.file("empty.txt", "")), "empty.txt' is empty; it must hold UTF-8 text."),
     "white corpus": (lambda p: p.fresh(p.file("white.txt", " \n \n")), "white.txt' is empty"),
     "missing corpus": (lambda p: p.fresh(p.folder / "none.txt"), "none.txt' does not exist; name a path or glob of UTF-8 text files"),
-    "unknown corpus": (lambda p: p.fresh("kvj"), "data.source 'kvj' is neither an embedded text (did you mean \"kjv\"?) nor a file."),
+    "unknown corpus": (lambda p: p.fresh("kvj"), "data.source 'kvj' is neither an embedded text (did you mean \"kjv\"?) nor a file or folder;"),
     "corpus is a folder": (lambda p: p.fresh(p.run), "is a directory; name a file or a glob of files"),
     "binary corpus": (lambda p: p.fresh(p.file("binary.txt", b"text\0text")), "binary.txt' is binary (a NUL at byte 4)"),
     "latin-1 corpus": (lambda p: p.fresh(p.file("latin.txt", "né".encode("latin-1"))), "latin.txt' is not UTF-8 (byte 1 is 0xe9)"),

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import re
 import shutil
 from typing import Any, NamedTuple
 
@@ -55,6 +56,7 @@ def test_it_trains_and_probes(story: Story) -> None:
 def test_it_is_scored_on_part_of_its_test_split(story: Story) -> None:
     assert story.scored.code == 0, story.scored.stderr
     score = json.loads((story.workdir / "eval" / "nll_test.json").read_text())
+    assert re.search(r"nll nats_per_token .* nats .*\n.* nll stderr .* nats per token ", story.scored.stdout), story.scored.stdout
     assert score["split"] == "test" and score["num_sequences"] == 9
     assert 9 <= score["num_tokens"] == score["num_characters"] <= 9 * tiny.LENGTH
     assert score["bits_per_char"] == pytest.approx(score["nats_per_token"] / np.log(2))
