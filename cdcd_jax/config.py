@@ -46,7 +46,7 @@ class DataConfig:
     text_key: str = "text"  # the field of JSON lines or of a data set's examples that holds the text
     alphabet: str = "text"  # "text": as it is; "27": lower-case a-z and single spaces, digits spelled out (text8's format)
     # Where the source has no splits of its own: "tail", the end of the text; "exact", the same to the very character, as text8 has it; "hash", by a
-    # hash of each document. "auto" is "tail" for a single text, "hash" for JSON lines, data sets and several files of text.
+    # hash of each document. "auto" is "tail" for fewer than 50 files of text, else "hash".
     split: str = "auto"
     valid_fraction: float = 0.05  # held out, for scoring while training and after
     test_fraction: float = 0.0  # held out as well, for scoring once

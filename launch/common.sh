@@ -75,6 +75,10 @@ check_count() {
   [[ $2 =~ ^(0|[1-9][0-9]{0,4})$ && $2 -ge $3 ]] || die "--$1=$2 must be a whole number of at least $3."
 }
 
+check_accelerator() {
+  [[ " tpu cuda12 cuda13 cpu " == *" $1 "* ]] || die "--accelerator=$1 is none of tpu, cuda12, cuda13 and cpu."
+}
+
 # need gcloud "how to install it": with --dry-run nothing is called, so nothing is needed.
 need() {
   [[ -n $opt_dry_run ]] || command -v "$1" >/dev/null || die "there is no $1 here: $2"
@@ -135,11 +139,12 @@ hint_for() {
   *[Qq]uota* | *QUOTA*) echo "ask for quota, or name another zone or a smaller topology" ;;
   *"no more capacity"* | *[Ii]nsufficient* | *RESOURCE_EXHAUSTED*) echo "try another zone, or --spot" ;;
   *"not been used"* | *SERVICE_DISABLED*) echo "switch the service on: gcloud services enable tpu.googleapis.com container.googleapis.com" ;;
+  *core/project*) echo "name the project: --project=P, or gcloud config set project P" ;;
   *"auth login"* | *credentials* | *Unauthorized* | *"You must be logged in"*) echo "log in: gcloud auth login" ;;
   *PERMISSION_DENIED* | *orbidden* | *"do not have permission"*) echo "the account or the project is not the right one: gcloud config list" ;;
-  *ccelerator*"not found"* | *NOT_FOUND*cceleratorType*) echo "what the zone has: gcloud compute tpus accelerator-types list --zone=..." ;;
+  *ccelerator*"not found"* | *NOT_FOUND*cceleratorType*) echo "what the zone has: gcloud compute tpus accelerator-types list --zone=ZONE" ;;
   *"no matches for kind"* | *"unknown field"*) echo "the cluster needs JobSet $jobset_version or later: launch/gke/jobset.sh setup" ;;
-  *"connection to the server"* | *"current-context"*) echo "point kubectl at the cluster: gcloud container clusters get-credentials NAME --location=..." ;;
+  *"connection to the server"* | *"current-context"*) echo "point kubectl at the cluster: gcloud container clusters get-credentials NAME --location=ZONE" ;;
   *) echo "nothing was tried again" ;;
   esac
 }
@@ -157,13 +162,15 @@ try_to() {
   fi
 }
 
+# A child that a signal ends before it has become its command still has this trap, and would remove what the launcher goes on with. So the shell that
+# runs it is asked for its number: $$ is the launcher's in all its children, and bash 3.2 has no BASHPID.
 make_scratch() {
   scratch=$(mktemp -d) || die "cannot make a temporary folder."
-  trap 'rm -rf "$scratch"' EXIT
+  trap '[[ $(exec sh -c "echo \$PPID") != "$$" ]] || rm -rf "$scratch"' EXIT
 }
 
 # The code of a job, of its processes' codes: 1 or 2 if any process ended so (a user's mistake, never tried again), else 130 (Ctrl-C), else any other
-# failure's, else 75 (asked for, killed by a signal, or gone without a code), else 0. launch/local_multihost.sh judges alike.
+# failure's, else 75 (asked for, killed by a signal, or gone without a code), else 0.
 verdict() {
   local code again=0 failed=0
   for code in "$@"; do

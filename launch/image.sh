@@ -13,10 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_options "image= accelerator= no-push" "$@"
 required image
 ((${#ARGS[@]} == 0)) || die "the image takes no flags of the trainer."
-case ${opt_accelerator:=tpu} in
-tpu | cuda12 | cuda13 | cpu) ;;
-*) die "--accelerator=$opt_accelerator is none of tpu, cuda12, cuda13 and cpu." ;;
-esac
+check_accelerator "${opt_accelerator:=tpu}"
 need docker "install it from https://docs.docker.com/engine/install."
 make_scratch
 

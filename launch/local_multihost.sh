@@ -1,31 +1,25 @@
 #!/usr/bin/env bash
 # Runs N real processes of `python -m cdcd_jax.train ARGS...` on this machine, as N hosts would, and starts them again when they ask for it.
 #
-#   launch/local_multihost.sh [--max-restarts=K] N ARGS...
+#   launch/local_multihost.sh [--max-restarts=K] [--dry-run] N ARGS...
 #
 # Each process's lines are prefixed with its number. Ends with 0 when all end with 0; with 1 or 2 as soon as one of them does (a user's mistake, never
 # tried again); starts all of them again, K times at most (3 by default), when one ends with 75 or is killed; and ends with their code after that.
 # Each Ctrl-C and SIGTERM is passed on, once, and nothing is started again after them. PYTHON names the interpreter (.venv's by default).
 # GRACE is how many seconds the others get once one has ended (20 by default) before they are killed.
 set -uo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 set -m # each process is a group of its own: Ctrl-C reaches it only through the trap below, and is not ignored as in a script's other children
 
-die() {
-  echo "error: $1" >&2
-  exit 2
-}
-
-usage() {
-  sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p}' "${BASH_SOURCE[0]}"
-  exit 0
-}
-
 max_restarts=3
+opt_dry_run=""
 while [[ ${1-} == -* ]]; do
   case $1 in
   --max-restarts=*) max_restarts=${1#*=} ;;
-  --help | -h) usage ;;
-  *) die "unknown option $1 before the number of processes: it takes --max-restarts=K and --help there, and the trainer's flags after the number." ;;
+  --dry-run) opt_dry_run=yes ;;
+  --help | -h) help && exit 0 ;;
+  *) die "unknown option $1 before the number of processes: it takes --max-restarts=K, --dry-run and --help there, and the trainer's flags after the number." ;;
   esac
   shift
 done
@@ -34,11 +28,18 @@ done
 count=$1
 shift
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-$root/.venv/bin/python}
 command -v "$python" >/dev/null || die "there is no $python: run make install first, or name an interpreter in PYTHON."
-grace=${GRACE:-20}
 [[ $grace =~ ^[0-9]+$ ]] || die "GRACE=$grace must be a whole number of seconds."
+
+if [[ -n $opt_dry_run ]]; then
+  note "all at once, with a free port of this machine:"
+  for ((index = 0; index < count; index++)); do
+    quoted env JAX_COORDINATOR_ADDRESS=localhost:PORT JAX_NUM_PROCESSES="$count" JAX_PROCESS_ID="$index" "$python" -m cdcd_jax.train "$@"
+  done
+  note "one ended with 75 or was killed: all again, $max_restarts times at most"
+  exit 0
+fi
 
 pids=()
 passed=()
@@ -125,36 +126,21 @@ endings() {
   echo "${said#, }"
 }
 
-# The job's code: 1 or 2 if any process ended so, else 130 (Ctrl-C), else any other failure's, else 75 (asked for, or killed by a signal), else 0.
-verdict() {
-  local code again=0 failed=0
-  for code in "${codes[@]}"; do
-    case $code in
-    0) ;;
-    1 | 2) echo "$code" && return ;;
-    130) failed=130 ;;
-    75 | 12[89] | 1[3-9]?) again=75 ;;
-    *) ((failed)) || failed=$code ;;
-    esac
-  done
-  echo $((failed ? failed : again))
-}
-
 restarts=0
 while :; do
   run_all "$@"
   collect 3>&2 2>/dev/null
-  code=$(verdict)
-  echo "processes ended with $(endings)" >&2
+  code=$(verdict "${codes[@]}")
+  say "processes ended with $(endings)"
   if ((code != 75)); then
     exit "$code"
   elif [[ -n $stopping ]]; then
-    echo "not started again after SIG$stopping; the same command goes on." >&2
+    say "not started again after SIG$stopping; the same command goes on."
     exit "$code"
   elif ((restarts >= max_restarts)); then
-    echo "gave up after $restarts restarts (--max-restarts=$max_restarts), with $code; the same command goes on." >&2
+    say "gave up after $restarts restarts (--max-restarts=$max_restarts), with $code; the same command goes on."
     exit "$code"
   fi
   restarts=$((restarts + 1))
-  echo "starting all $count again ($restarts of at most $max_restarts times)" >&2
+  say "starting all $count again ($restarts of at most $max_restarts times)"
 done

@@ -17,8 +17,21 @@ shift 2
 [[ $life == last ]] && life=$(ls -t "$jobs" 2>/dev/null | head -1)
 folder=$jobs/$life
 
-alive() { # $1: the folder of a life; after a restart of the machine its number may be another process's
-  [[ ! -e $1/0.code ]] && grep -q worker.sh "/proc/$(cat "$1/pid" 2>/dev/null)/cmdline" 2>/dev/null
+# $1: the folder of a life. After a restart of the machine its number may be another process's; right after its own start it is still named as this
+# script is. Calls no other command, since it is asked ten times a second.
+alive() {
+  local pid word
+  [[ ! -e $1/0.code && -e $1/pid ]] && read -r pid <"$1/pid" || return 1
+  while IFS= read -r -d '' word; do
+    [[ $word == */launch/worker.sh || $word == */launch/on_vm.sh ]] && return 0
+  done 2>/dev/null <"/proc/$pid/cmdline"
+  return 1
+}
+
+# Also ends the last line, which may be half written: what this script says itself must begin one.
+label() {
+  # shellcheck disable=SC1003 # the backslash is sed's
+  sed -e "s/^/[$host] /" -e '$a\'
 }
 
 report() {
@@ -50,17 +63,18 @@ start)
   ;;
 wait)
   end=$((SECONDS + $1))
-  while [[ $(report) == *running* ]] && ((SECONDS < end)); do sleep 0.1; done
+  while alive "$folder" && ((SECONDS < end)); do sleep 0.1; done
+  answer=$(report) # before the log is read, so that the last lines are there when it says that all is over
   if [[ $host != *-w-* || $host == *-w-0 ]]; then
     shown=$(cat "$folder/shown" 2>/dev/null || echo 0)
     size=$(wc -c <"$folder/log")
-    tail -c +$((shown + 1)) "$folder/log" | head -c $((size - shown)) | sed "s/^/[$host] /"
+    tail -c +$((shown + 1)) "$folder/log" | head -c $((size - shown)) | label
     echo "$size" >"$folder/shown"
   fi
-  report
+  echo "$answer"
   ;;
 stop)
-  if [[ $(report) == *running* ]]; then
+  if alive "$folder"; then
     if [[ $1 == KILL ]]; then
       kill -s KILL -- "-$(cat "$folder/pid")"
       echo 137 >"$folder/0.code"
@@ -71,7 +85,7 @@ stop)
   report
   ;;
 tail)
-  tail -n "$1" "$folder/log" 2>/dev/null | sed "s/^/[$host] /"
+  tail -n "$1" "$folder/log" 2>/dev/null | label
   report
   ;;
 *) exit 1 ;;

@@ -39,7 +39,10 @@ jobs_of_name() {
 }
 
 case $verb in
-setup) act "$launch/install.sh" "${opt_accelerator:-cuda12}" ;;
+setup)
+  check_accelerator "${opt_accelerator:=cuda12}"
+  act "$launch/install.sh" "$opt_accelerator"
+  ;;
 run)
   required nodes gpus
   check_count nodes "$opt_nodes" 1

@@ -18,6 +18,8 @@
 set -uo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=launch/tpu_asking.sh
+source "$launch/tpu_asking.sh"
 
 patience=${PATIENCE:-1800} # seconds without any contact, while the platform calls the machines ready
 on_vm="bash cdcd_jax/launch/on_vm.sh"
@@ -119,89 +121,44 @@ setup() {
   done
 }
 
-# Runs a command on every worker of every slice at once. What they said is in $scratch/said; fails when any of them could not be reached.
-on_workers() {
-  local node call failed=0
-  calls=()
-  for node in "${nodes[@]}"; do
-    call=(gcloud compute tpus tpu-vm ssh "$node" --worker=all "${where[@]}" "--command=$1")
-    if [[ -n $opt_dry_run ]]; then
-      quoted "${call[@]}"
-    else
-      "${call[@]}" </dev/null >"$scratch/$node.said" 2>"$scratch/$node.words" &
-      calls+=($!)
-    fi
-  done
-  [[ -z $opt_dry_run ]] || return 0
-  for call in "${calls[@]}"; do
-    until wait "$call"; do # it failed, or a signal came
-      kill -0 "$call" 2>/dev/null || { failed=1 && break; }
-    done
-  done
-  calls=()
-  (cd "$scratch" && cat "${nodes[@]/%/.said}" >said && cat "${nodes[@]/%/.words}" >words)
-  return "$failed"
-}
-
-# ready, taken (by the platform), deleted (by somebody), or unknown (under repair, or no answer).
-state_of_tpus() {
-  local node state
-  for node in "${nodes[@]}"; do
-    state=$(gcloud compute tpus tpu-vm describe "$node" "${where[@]}" "--format=value(state)" 2>&1) || state="no: $state"
-    case $state in
-    READY) continue ;;
-    PREEMPTED | TERMINATED | STOPPED | STOPPING | DELETING | HIDING | HIDDEN | "no: "*NOT_FOUND* | "no: "*"not found"*) ;;
-    *) echo unknown && return ;;
-    esac
-    # The request outlives TPUs that were taken. Where it is gone as well, somebody meant it.
-    state=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)" 2>&1) || state="no: $state"
-    case $state in
-    DELETING | "no: "*NOT_FOUND* | "no: "*"not found"*) echo deleted ;;
-    SUSPENDING | "no: "*) echo unknown ;; # it can be deleted only when it is suspended
-    *) echo taken ;;
-    esac
-    return
-  done
-  echo ready
-}
-
 # Starts a life on all workers. Sets life, which may be one that runs there already. Fails when they cannot be reached.
 start() {
-  local fresh
+  local fresh answer answers running busy told others=""
   fresh=$(date +%s).$$.$((lives += 1)) # no other launcher has the same
   on_workers "$on_vm start $fresh $(printf '%q ' "${ARGS[@]}")" || {
     grep -q "No such file" "$scratch/words" && die "$name has not been set up: launch/tpu_vm.sh setup $mine"
     return 1
   }
-  grep -q '^@ [^ ]* busy' "$scratch/said" && die "another job runs on $name: launch/tpu_vm.sh logs $mine shows it, and stop ends it."
-  life=$(awk '/^@ / { print $4 }' "$scratch/said" | sort -u)
-  if [[ $life == *[[:space:]]* ]]; then
+  sort_out || return 1
+  ((busy)) && die "another job runs on $name: launch/tpu_vm.sh logs $mine shows it, and stop ends it."
+  life=""
+  for answer in $answers; do
+    [[ -z $life || $life == "${answer#*=}" ]] || others=yes
+    life=${answer#*=}
+  done
+  if [[ -n $others ]]; then
     on_workers "$on_vm stop last TERM"
     die "only some of the workers of $name ran this job already; all were told to stop: once they have, the same command starts all again."
   fi
   [[ $life == "$fresh" ]] || say "this job runs on $name already: watching it."
 }
 
-# Waits until the life has ended on all workers. Sets codes (HOST=CODE ...) and told. Fails when the workers cannot be reached and are not ready.
+# Waits until the life has ended on all workers. Sets answers (HOST=CODE ...) and told. Fails when the workers cannot be reached and are not ready.
 watch() {
-  local deadline="" seconds=${POLL:-20} lost="" running ended
+  local deadline="" seconds=${POLL:-20} lost="" running="" busy all
   while :; do
     if [[ $stopping == asked ]] && on_workers "$on_vm stop $life TERM"; then
       stopping=told
     fi
-    if watching=yes && on_workers "$on_vm wait $life $seconds"; then
+    if watching=yes && on_workers "$on_vm wait $life $seconds" && sort_out; then
       lost=""
-      grep -v '^@ ' "$scratch/said"
-      running=$(grep -c '^@ [^ ]* running' "$scratch/said")
-      ended=$(grep -c '^@ [^ ]* ended' "$scratch/said")
-      codes=$(awk '/^@ / { printf "%s=%s ", $2, $4 }' "$scratch/said")
-      told=$(awk '/^@ / && $5 == "told"' "$scratch/said")
       ((running)) || break
-      ((ended)) || continue
+      read -ra all <<<"$answers"
+      ((running < ${#all[@]})) || continue
       seconds=2
       [[ -n $deadline ]] || deadline=$((SECONDS + grace))
       ((SECONDS < deadline)) && continue
-      say "$running of $((running + ended)) workers did not end within $grace s of the others: killed."
+      say "$running of ${#all[@]} workers did not end within $grace s of the others: killed."
       watching="" && on_workers "$on_vm stop $life KILL"
     elif [[ -n $interrupted ]]; then
       interrupted="" # the call was ended by Ctrl-C, and says nothing
@@ -221,22 +178,27 @@ interrupt() {
   [[ -z $stopping ]] || { say "leaving; the workers end by themselves: launch/tpu_vm.sh logs $mine" && exit 130; }
   say "telling all workers to stop: they save first (once more: leaves at once)"
   stopping=asked interrupted=yes
-  [[ -z $watching ]] || kill "${calls[@]}" 2>/dev/null
+  [[ -z $watching ]] || kill ${calls[@]+"${calls[@]}"} 2>/dev/null
 }
 
 # Waits for a clear word about TPUs that cannot be reached, or whose workers were told to stop, and makes them anew if they were taken.
 # Fails when they are all right.
 recreate() {
   local end=$((SECONDS + ${1:-patience})) state
-  while state=$(state_of_tpus) && [[ $state == unknown || ($state == ready && -n ${1-}) ]]; do
+  while
+    state=$(state_of_tpus) # nothing, when Ctrl-C ended the question
+    [[ ${state:-unknown} == unknown || ($state == ready && -n ${1-}) ]]
+  do
     ((SECONDS < end)) || break
     sleep "${PAUSE:-10}"
   done
   case $state in
+  taken) ;;
   ready) return 1 ;;
   deleted) die "there is no $name in $opt_zone: launch/tpu_vm.sh create $mine --topology=$opt_topology makes it." ;;
-  unknown) die "no clear word about $name for $patience s: gcloud compute tpus tpu-vm describe ${nodes[0]} --zone=$opt_zone asks, and $removal removes all." ;;
+  *) die "no clear word about $name for $patience s: gcloud compute tpus tpu-vm describe ${nodes[0]} --zone=$opt_zone asks, and $removal removes all." ;;
   esac
+  [[ -z $stopping ]] || { say "the platform took $name: the same command makes it anew, and goes on; $removal removes the request" && exit 75; }
   say "the platform took $name: making it anew (this does not count as a restart)"
   delete
   create
@@ -250,16 +212,21 @@ leave() {
 }
 
 run() {
-  local restarts=0 code host pairs
+  local restarts=0 code host pairs answers told
   lives=0 stopping="" interrupted="" watching="" calls=()
+  check_access
   trap interrupt INT TERM
   while :; do
     if ! start; then
+      if [[ -n $interrupted ]]; then # whether it was started is not known: the same call again tells
+        interrupted=""
+        continue
+      fi
       recreate || die "no contact with $name ($(words_of "$scratch/words")); nothing was started."
       continue
     fi
     watch || { recreate; continue; } # where they came back by themselves, the same life is watched on
-    read -ra pairs <<<"$codes"
+    read -ra pairs <<<"$answers"
     code=$(verdict "${pairs[@]##*=}")
     say "workers ended with ${pairs[*]##*=}"
     if [[ $code != 0 && -z $stopping ]]; then
@@ -279,6 +246,8 @@ run() {
 }
 
 show_run() {
+  note "whether the platform answers at all:"
+  quoted gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
   note "starts the job on all workers, detached:"
   on_workers "$on_vm start LIFE $(printf '%q ' "${ARGS[@]}")"
   note "again and again, until it has ended on all of them:"

@@ -71,6 +71,7 @@ child=""
 # shellcheck disable=SC2329 # the trap calls it
 pass_on() {
   told=told
+  child=${child:-${!-}} # it may come between the start and the next line
   if [[ -n $child ]]; then kill -s TERM "$child" 2>/dev/null; else finish 75; fi
 }
 trap pass_on TERM

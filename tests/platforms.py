@@ -1,16 +1,19 @@
 """Small stand-ins for gcloud, xpk, kubectl, docker and Slurm's commands: they note how they are called, and keep machines as folders.
 
-`Platform` is what a test holds. The commands call this file with the name they are called by; TPU VMs are folders in which the command of
-`gcloud ... ssh` really runs, and srun and sbatch really run what they are given. Nothing here imports more than Python itself: it starts often.
+`open_platform` gives a test its `Platform`, and ends what that leaves running. The commands call this file with the name they are called by;
+TPU VMs are folders in which the command of `gcloud ... ssh` really runs, and srun and sbatch really run what they are given. Nothing here imports
+more than Python itself: it starts often.
 """
 
 import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMMANDS = ("gcloud", "xpk", "kubectl", "docker", "sbatch", "srun", "squeue", "scontrol", "scancel", "hostname")
@@ -26,7 +29,7 @@ env | grep -E '^(JAX|CDCD|MEGASCALE|TPU|PLATFORM)' >$me.environment
 echo "life of $STUB_HOST: $*"; echo "Error: the last line of it" >&2
 case $word in
 kill) kill -9 $$ ;;
-hang) exec sleep 30 ;;
+hang) printf 'half a line'; exec sleep 30 ;;
 told) trap 'exit 75' TERM; kill -TERM $PPID; sleep 5 >/dev/null 2>&1 & wait ;;
 stoppable) trap 'exit 75' TERM; touch $me.running; sleep 30 >/dev/null 2>&1 & wait ;;
 taken) echo PREEMPTED >{folder}/vms/${{STUB_HOST%%-w-*}}/state; exec sleep 30 ;;
@@ -42,11 +45,13 @@ class Platform:
 
     def __init__(self, folder: pathlib.Path, commands: tuple[str, ...] = COMMANDS) -> None:
         self.folder = folder
-        for name in ("bin", "lives", "answers"):
+        self.started: list[subprocess.Popen[str]] = []
+        for name in ("bin", "lives", "answers", "tmp"):
             (folder / name).mkdir(parents=True)
         for name in commands:
             path = folder / "bin" / name
-            path.write_text(f'#!/bin/sh\nexec {sys.executable} -S {__file__} {name} "$@"\n')
+            command = "echo ${STUB_HOST:-laptop}" if name == "hostname" else f'exec {sys.executable} -S {__file__} {name} "$@"'
+            path.write_text(f"#!/bin/sh\n{command}\n")
             path.chmod(0o755)
         write_trainer(folder, folder / "trainer")
 
@@ -81,12 +86,13 @@ class Platform:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "SLURM_", "MEGASCALE_", "TPU_"))}
         path = f"{self.folder / 'bin'}:{changes.pop('PATH', '/usr/bin:/bin')}"
         speed = {"PAUSE": "0.05", "POLL": "1", "TAKEN_SECONDS": "1", "YIELD_SECONDS": "0", "GRACE": "5", "BUSY_SECONDS": "0", "DEVICES": "/nowhere"}
-        return kept | speed | {"PATH": path, "STUBS": str(self.folder)} | changes
+        return kept | speed | {"PATH": path, "STUBS": str(self.folder), "TMPDIR": str(self.folder / "tmp")} | changes
 
     def start(self, script: str | pathlib.Path, *words: str, **changes: str) -> subprocess.Popen[str]:
         command = [str(ROOT / script), *words]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=self.environment(**changes), cwd=ROOT, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+        self.started.append(subprocess.Popen(command, env=self.environment(**changes), cwd=ROOT, text=True, start_new_session=True, **pipes))  # type: ignore[call-overload]
+        return self.started[-1]
 
     def run(self, script: str | pathlib.Path, *words: str, **changes: str) -> tuple[int, str, str]:
         """The code, stdout and stderr of a launcher."""
@@ -99,6 +105,30 @@ class Platform:
         path = self.folder / "calls"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [line for line in lines if line[: len(start)] == list(start)]
+
+
+@contextmanager
+def open_platform(folder: pathlib.Path, commands: tuple[str, ...] = COMMANDS) -> Iterator[Platform]:
+    """A Platform; at the end no process that came of it is left, whether its launcher meant it to stay or not."""
+    platform = Platform(folder, commands)
+    try:
+        yield platform
+    finally:
+        while left := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if belongs(pid, folder)]:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        for process in platform.started:
+            with process:  # closes its pipes
+                pass
+
+
+def belongs(pid: int, folder: pathlib.Path) -> bool:
+    """Whether a process has the environment of this Platform; one that has ended has none."""
+    try:
+        return f"STUBS={folder}\0".encode() in pathlib.Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
 
 
 def write_trainer(folder: pathlib.Path, path: pathlib.Path) -> None:
@@ -114,9 +144,6 @@ def option(words: list[str], name: str) -> str:
 
 def main() -> int:
     stubs, name, words = pathlib.Path(os.environ["STUBS"]), sys.argv[1], sys.argv[2:]
-    if name == "hostname":
-        print(os.environ.get("STUB_HOST", "laptop"))
-        return 0
     with (stubs / "calls").open("a") as calls:
         calls.write(json.dumps([name, *words]) + "\n")
     verb = " ".join([name, *(word for word in words if not word.startswith("-"))][: 5 if name == "gcloud" else 3])

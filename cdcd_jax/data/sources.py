@@ -81,7 +81,8 @@ def list_parts(config: DataConfig, run: Map = map) -> Listing:
     if rule == "hash":
         uses["train"] = _by_hash(uses["train"], hashes, fractions, config)
     elif rule:
-        uses["train"] = splits.tail(uses["train"], numbers["train"], fractions, config, rule == "exact")
+        uses["train"] = splits.tail(uses["train"], fractions, config, rule == "exact")
+        _no_text_on_both_sides(uses["train"], config)
     return Listing(_parts(uses, groups, fractions), _inputs(facts, hashes), empty)
 
 
@@ -161,7 +162,26 @@ def _rule(uses: list[Use], number: int, fractions: Fractions, config: DataConfig
         raise UserError(f'data.split = "hash" divides documents, and data.source {config.source!r} is a single one; use "tail" or "exact".')
     if config.split == "exact" and number > 1:
         raise UserError(f'data.split = "exact" cuts one text, and data.source {config.source!r} is {number:,} documents; use "tail" or "hash".')
-    return config.split if config.split != "auto" else "tail" if number == 1 else "hash"
+    if config.split == "auto":
+        return "tail" if number < splits.FEW and all(use.span.is_text for use in uses) else "hash"
+    return config.split
+
+
+def _no_text_on_both_sides(uses: list[Use], config: DataConfig) -> None:
+    """Of few files the end is held out, and nobody means to be tested on what is in an earlier file as well."""
+    texts, sides = dict[str, dict[Span, str]](), dict[tuple[str, ...], dict[str, set[str]]]()
+    mine = [use for use in uses if use.span.is_text]
+    for use in mine:
+        texts.setdefault(use.span.place, {})[use.span] = use.digest
+    for use in mine:
+        sides.setdefault(tuple(texts[use.span.place].values()), {}).setdefault(use.span.place, set()).add(use.split)
+    for names in sides.values():
+        if len(names) > 1 and len(set.union(*names.values())) > 1:
+            first, second, *_ = names
+            raise UserError(
+                f"{first!r} and {second!r} of data.source hold the same text, of which the end of all would be held out and the rest trained on; "
+                'leave one out, or use data.split = "hash".'
+            )
 
 
 def _by_hash(uses: list[Use], hashes: dict[str, Hashes], fractions: Fractions, config: DataConfig) -> list[Use]:

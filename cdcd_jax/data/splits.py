@@ -13,6 +13,7 @@ from cdcd_jax.config import DataConfig
 from cdcd_jax.data.spans import Facts, Span, documents
 
 SPLITS = ("train", "valid", "test")
+FEW = 50  # files of text, of which a share of some hundredths may be none: their end is held out instead
 Fractions = tuple[float, float]  # of validation and of test
 
 
@@ -107,16 +108,16 @@ def hashed(uses: list[Use], digests: dict[str, str], fractions: Fractions) -> li
     return [dataclasses.replace(use, split=split[digests[use.span.place]] if use.span.place in digests else "") for use in uses]
 
 
-def tail(uses: list[Use], number: int, fractions: Fractions, config: DataConfig, exact: bool) -> list[Use]:
+def tail(uses: list[Use], fractions: Fractions, config: DataConfig, exact: bool) -> list[Use]:
     """The end of what is used for the test, what is before that for validation.
 
-    number: of documents. Of one text, a cut moves forward to the next white space, so that no word is cut, unless `exact`; where there is none it
-    stays. Between several documents, a cut moves back to the beginning of the document in which it falls, or forward after the first.
+    Of text, a cut moves forward to the next white space, so that no word is cut, unless `exact`; where there is none it stays. Of documents of JSON
+    lines or a data set, a cut moves back to the beginning of the document in which it falls, or forward after the first.
     """
     total, (valid, test) = sum(map(len, uses)), fractions
     cuts = [round(total * (1 - (valid + test))), round(total * (1 - test))]
     if not exact:
-        move = _to_space if number == 1 else _to_document
+        move = _to_space if all(use.span.is_text for use in uses) else _to_document
         cuts = [move(uses, cut, config) if 0 < cut < total else cut for cut in cuts]
     at, done = 0, []
     for use in uses:

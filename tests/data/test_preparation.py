@@ -72,7 +72,7 @@ def test_files_of_text_are_prepared_as_they_are_divided(tmp_path, packing):
     """Small ones, and large ones in several parts, of which each is in one split; two names of one file in the same."""
     for i in range(12):
         corpora.write(tmp_path / f"{i:02}.txt", corpora.prose(900 if i % 9 % 4 == 0 else 60, i % 9))
-    config = dataclasses.replace(CHARS, source=str(tmp_path / "*.txt"), packing=packing)
+    config = dataclasses.replace(CHARS, source=str(tmp_path / "*.txt"), packing=packing, split="hash")
     manifest = prepare(config, tmp_path / "out")
     characters = read_back.compare(config, epath.Path(tmp_path / "out"))
     assert set(characters) == {"train", "valid", "test"} and sum(about.num_documents for about in manifest.splits.values()) == 12

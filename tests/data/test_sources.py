@@ -344,7 +344,7 @@ def test_text8s_splits_have_90_5_and_5_million_characters():
     ends = [(i * 1_000_000, (i + 1) * 1_000_000) for i in range(100)]
     uses = [splits.Use(spans.Span("text", "text8", *end), "", 0, 1_000_000, end[0] == 0, "train") for end in ends]
     chosen = DataConfig(**data)
-    found = splits.tail(uses, 1, (chosen.valid_fraction, chosen.test_fraction), chosen, exact=chosen.split == "exact")
+    found = splits.tail(uses, (chosen.valid_fraction, chosen.test_fraction), chosen, exact=chosen.split == "exact")
     begin = 0
     for split, number in (("train", 90_000_000), ("valid", 5_000_000), ("test", 5_000_000)):
         mine = [use for use in found if use.split == split]
@@ -352,15 +352,19 @@ def test_text8s_splits_have_90_5_and_5_million_characters():
         begin += number
 
 
-def test_tail_of_several_documents_divides_none(tmp_path, small):
-    for i in range(10):
-        corpora.write(tmp_path / f"{i}.txt", PROSE[i * 1000 : (i + 1) * 1000])
-    wanted = [PROSE[i * 1000 : (i + 1) * 1000] for i in range(10)]
-    for fraction, first in ((0.05, 9), (0.1, 9), (0.12, 8), (0.95, 1), (1.0, 0)):
-        found = documents(config(tmp_path / "*.txt", split="tail", valid_fraction=fraction))
-        assert found.get("train", []) == wanted[:first] and found["valid"] == wanted[first:]
-    found = documents(config(tmp_path / "*.txt", split="tail", valid_fraction=0.2, test_fraction=0.15))
-    assert found == {"train": wanted[:6], "valid": wanted[6:8], "test": wanted[8:]}
+def test_tail_of_several_files_of_text_is_the_end_of_all(tmp_path, small):
+    """However large the last one is: it is cut like a single text."""
+    for i, end in enumerate((500, 600, 10_000)):
+        corpora.write(tmp_path / f"{i}.txt", PROSE[(0, 500, 600)[i] : end])
+    for fractions in ((0.05, 0.0), (0.3, 0.2), (0.97, 0.0)):
+        found = documents(config(tmp_path / "*.txt", valid_fraction=fractions[0], test_fraction=fractions[1]))
+        joined = {name: "".join(texts) for name, texts in found.items()}
+        assert "".join(joined.values()) == PROSE[:10_000]
+        for name, fraction in zip(("valid", "test"), fractions, strict=True):
+            assert len(joined.get(name, "")) == pytest.approx(10_000 * fraction, abs=50) and joined.get(name, " ")[0].isspace()
+
+
+def test_tail_of_json_lines_divides_no_document(tmp_path, small):
     corpora.write(tmp_path / "a.jsonl", corpora.json_lines(DOCUMENTS))
     lengths = [len(document) for document in DOCUMENTS]
     for fraction in (0.01, 0.5, 0.999):
@@ -396,7 +400,7 @@ def test_files_of_text_are_divided_whole_and_repeated_ones_together(tmp_path, sm
     for i, content in enumerate(texts):
         corpora.write(tmp_path / f"{i:02}.txt", content)
         corpora.write(tmp_path / f"copy {i:02}.txt{'.gz' if i % 2 else ''}", ("\ufeff" if i % 3 else "") + content)
-    chosen = config(tmp_path / "*", alphabet=alphabet, valid_fraction=0.3, test_fraction=0.4)
+    chosen = config(tmp_path / "*", alphabet=alphabet, valid_fraction=0.3, test_fraction=0.4, split="hash")
     found = documents(chosen)
     letters = [corpora.to_27(content) if alphabet == "27" else content for content in texts]
 
@@ -407,7 +411,9 @@ def test_files_of_text_are_divided_whole_and_repeated_ones_together(tmp_path, sm
     assert found == {name: [text for text in letters if split(text) == name] * 2 for name in ("train", "valid", "test")}
     listing = sources.list_parts(chosen)
     assert any(not use.span.whole for part in listing.parts for use in part.uses)  # some are read in stretches
-    assert len(listing.parts) < 60 and sources.list_parts(dataclasses.replace(chosen, split="hash")) == listing
+    assert len(listing.parts) < 60
+    with pytest.raises(UserError, match=r"and .* of data.source hold the same text, of which the end of all would be held out"):
+        sources.list_parts(dataclasses.replace(chosen, split="auto"))
 
 
 def test_of_a_few_files_every_split_has_one():
@@ -452,7 +458,8 @@ def test_splits_in_the_names_of_files(tmp_path):
     [
         ({"split": "hash"}, 'data.split = "hash" divides documents, and data.source'),
         ({"source": "*.txt", "split": "exact"}, "b.txt' is 2 documents"),
-        ({"source": "*.txt"}, "b.txt' holds 1 different text, and 2 splits need as many, since none is divided; give more files, or fewer splits."),
+        ({"source": "*.txt"}, "' of data.source hold the same text, of which the end of all would be held out"),
+        ({"source": "*.txt", "split": "hash"}, "b.txt' holds 1 different text, and 2 splits need as many, since none is divided; give more files,"),
         ({"valid_fraction": 0.6, "test_fraction": 0.5}, "data.valid_fraction = 0.6 and data.test_fraction = 0.5 must not be more than 1 together."),
         ({"valid_split": "test"}, "'a.txt' has none: give --config.data.valid_split= and a share of"),
         ({"source": "tdfs:lm1b"}, "'tdfs' is no kind of data set (did you mean \"tfds\"?)."),
