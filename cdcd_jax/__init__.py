@@ -23,8 +23,11 @@ if sys.argv[:1] == ["-m"]:  # what it is while Python looks for the module of `p
 __all__ = ["load_run"]
 
 
-def load_run(workdir: "str | os.PathLike[str]") -> "Run":
-    """Opens the run in a workdir at its newest checkpoint. Raises config.UserError if there is none or it cannot be read."""
+def load_run(workdir: "str | os.PathLike[str]", source: "str | os.PathLike[str] | None" = None) -> "Run":
+    """Opens the run in a workdir at its newest checkpoint. Raises config.UserError if there is none or it cannot be read.
+
+    source: where the run's text or prepared folder lies now, if not where it was trained.
+    """
     from cdcd_jax.run import load_run as load  # here, so that a door which needs no model starts without one
 
-    return load(workdir)
+    return load(workdir, source)

@@ -50,9 +50,9 @@ class DataConfig:
     split: str = "auto"
     valid_fraction: float = 0.05  # held out, for scoring while training and after
     test_fraction: float = 0.0  # held out as well, for scoring once
-    valid_split: str = ""  # of a TFDS or Hugging Face data set, the split that is held out; "": its validation split, or else part of the train split
+    valid_split: str = ""  # the split of a data set, or of {split} files, that is held out; "": its validation split, or else part of its train split
     tokenizer: str = "sentencepiece"  # "sentencepiece", "char" or "byte"
-    tokenizer_from: str = ""  # a folder with a tokenizer to use, of a run or of prepared data, instead of making one
+    tokenizer_from: str = ""  # a run's workdir, or a prepared folder, whose tokenizer is used instead of making one
     vocab_size: int = 32_000  # SentencePiece only; the other tokenizers count what they find
     sequence_length: int = 64
     # Rows of prepared data: "wrap", of documents joined and cut; "pack", of several documents, none of which sees another; "pad", of one document.

@@ -14,9 +14,9 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from cdcd_jax.config import MISTAKE, Config, TryAgain, UserError, defaults, did_you_mean, sentence
+from cdcd_jax import interrupts
+from cdcd_jax.config import DONE, MISTAKE, Config, TryAgain, UserError, defaults, did_you_mean, sentence
 from cdcd_jax.data import files
-from cdcd_jax.interrupts import INTERRUPTED
 from cdcd_jax.parallel.backend import keep_freed_memory, leave_out_absent_tpu
 
 # What Python code that a user wrote, a config file, may raise.
@@ -35,7 +35,10 @@ def run(main: Callable[[], int]) -> None:
     def parse(argv: list[str]) -> list[str]:
         try:
             check_config(argv)
-            rest = flags.FLAGS(argv)
+            try:
+                rest = flags.FLAGS(argv)
+            except SystemExit as asked:  # absl has said what --help asks for, and calls that an error
+                sys.exit(DONE if asked.code == 1 else asked.code)
             if rest[1:]:
                 raise UserError(f"unexpected argument {rest[1]!r}: every option is a --flag=value.")
         # What absl and ml_collections raise for an unknown flag, a required one that is missing, or a value of a wrong type.
@@ -61,8 +64,8 @@ def run(main: Callable[[], int]) -> None:
                 raise
             fail(TryAgain(f"a file cannot be reached ({files.reason(error)})"), TryAgain.code)
         except KeyboardInterrupt:
-            print("interrupted.", file=sys.stderr)
-            code = INTERRUPTED
+            print(interrupts.said.decode(), end="", file=sys.stderr)
+            code = interrupts.INTERRUPTED
         sys.exit(code)
 
     app.run(inner, flags_parser=parse)

@@ -1,4 +1,4 @@
-"""python -m cdcd_jax.evaluate --workdir=runs/demo [--metrics=nll,entropy] [--split=valid] [--num_sequences=0]: numbers of a run, in JSON."""
+"""python -m cdcd_jax.evaluate --workdir=runs/demo [--metrics=nll,entropy] [--split=valid] [--source=PLACE]: numbers of a run, in JSON."""
 
 import json
 from typing import Any
@@ -15,6 +15,7 @@ from cdcd_jax.run import Run, load_run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run, or gs://bucket/folder.", required=True)
 METRICS = flags.DEFINE_list("metrics", ["nll", "entropy"], "nll: the held-out bound; entropy: samples' token entropy and valid words.")
+SOURCE = flags.DEFINE_string("source", None, "Where the run's text or prepared folder lies now (default: where it was trained).")
 SPLIT = flags.DEFINE_string("split", "valid", "train, valid or test: what nll scores.")
 NUM_SEQUENCES = flags.DEFINE_integer("num_sequences", 0, "How many sequences of it, spread evenly over the split; 0: all.", lower_bound=0)
 DRAWS = flags.DEFINE_integer("draws", 4, "Noise levels for each sequence scored.")
@@ -36,6 +37,11 @@ def entropy(run: Run) -> tuple[str, dict[str, Any]]:
     return "samples.json", metrics.sample_metrics(run.model, samples, run.corpus(), SEED.value)
 
 
+UNITS = {
+    "bits_per_char": "bits", "bits_per_char_stderr": "bits", "nats_per_token": "nats", "stderr": "nats per token", "reconstruction": "nats per token",
+    "prior": "nats per token", "linearity": "of the range", "entropy": "nats", "entropy_heldout": "nats", "valid_word_rate": "of the words",
+    "valid_word_rate_heldout": "of the words", "valid_word_rate_unigram": "of the words", "nfe": "denoiser calls a sample",
+}  # fmt: skip
 KNOWN = {"nll": nll, "entropy": entropy}
 SPLITS = ("train", "valid", "test")
 
@@ -50,14 +56,14 @@ def main() -> int:
         raise UserError(f"unknown split {SPLIT.value!r}{did_you_mean(SPLIT.value, SPLITS)}.")
     if DRAWS.value < 1:
         raise UserError(f"draws must be at least 1, not {DRAWS.value}.")
-    run = load_run(WORKDIR.value)
-    table = rich.table.Table("metric", "value", title=f"{WORKDIR.value} at step {run.step:,}")
+    run = load_run(WORKDIR.value, SOURCE.value)
+    table = rich.table.Table("metric", "value", "unit", title=f"{WORKDIR.value} at step {run.step:,}")
     for metric in METRICS.value:
         name, values = KNOWN[metric](run)
         files.write_whole(run.workdir / "eval" / name, json.dumps(values, indent=2) + "\n")
         for key, value in values.items():
             if not isinstance(value, list):
-                table.add_row(f"{metric} {key}", f"{value:.4f}" if isinstance(value, float) else str(value))
+                table.add_row(f"{metric} {key}", f"{value:.4f}" if isinstance(value, float) else str(value), UNITS.get(key, ""))
     rich.console.Console().print(table)
     return 0
 

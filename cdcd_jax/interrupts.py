@@ -1,4 +1,4 @@
-"""Ctrl-C where there is nothing to save: the process ends at once, with one word, wherever it is. And what else a signal does at once.
+"""Ctrl-C where there is nothing to save: the process ends at once, with one line, wherever it is. And what else a signal does at once.
 
 A KeyboardInterrupt would have to wait until the call under way returns, a compilation or a whole sampling loop, and raised while an extension module
 starts or ends it brings the interpreter down. A thread hears of the signal at any time. Only the standard library is imported: this comes first.
@@ -15,6 +15,7 @@ from typing import Any
 
 INTERRUPTED = 130  # the exit code, as the shells have it
 
+said = b"interrupted.\n"
 _armed = False
 _actions: dict[int, tuple[Any, Callable[[], None]]] = {}  # of a signal: the handler, and what is done at once while that is set
 
@@ -28,6 +29,12 @@ def arm() -> None:
     signal.set_wakeup_fd(kernels.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, _ignore)
     threading.Thread(target=_listen, args=(ours, kernels), name="interrupts", daemon=True).start()
+
+
+def say(sentence: str) -> None:
+    """What the process says from here on when it is interrupted."""
+    global said
+    said = f"{sentence}\n".encode()
 
 
 def disarm() -> None:
@@ -58,5 +65,5 @@ def _listen(ours: socket.socket, kernels: socket.socket) -> None:
         if number == signal.SIGINT and _armed:
             with contextlib.suppress(OSError):  # stderr may be closed, or a pipe that nobody reads
                 if select.select([], [2], [], 1.0)[1]:
-                    os.write(2, b"interrupted.\n")
+                    os.write(2, said)
             os._exit(INTERRUPTED)

@@ -7,12 +7,10 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import rich.console
-import rich.table
 from absl import flags
 from ml_collections import config_flags
 
-from cdcd_jax import doors
+from cdcd_jax import doors, interrupts
 from cdcd_jax.config import from_dict
 from cdcd_jax.data import files, preparation, workers
 from cdcd_jax.data.records import Manifest
@@ -23,6 +21,10 @@ OUTPUT = flags.DEFINE_string("output", None, "A new folder, or gs://bucket/folde
 WORKERS = flags.DEFINE_integer("workers", 0, "Processes that work; 0: one for each core.", lower_bound=0)
 BEAM = flags.DEFINE_string("beam", None, "Work by Apache Beam instead, with these flags of its own, --runner=... among them.")
 flags.mark_flags_as_required(["config", "output"])
+COUNTS = {
+    "documents": "num_documents", "left out, empty": "empty_documents", "characters": "num_characters", "tokens": "num_tokens",
+    "dropped at the end": "tokens_dropped", "records": "num_records",
+}  # fmt: skip
 
 
 def watch(what: str, total: int, results: Iterable[Any]) -> Iterator[Any]:
@@ -43,27 +45,29 @@ def work(output: Any) -> contextlib.AbstractContextManager[workers.Map]:
 
 
 def show(manifest: Manifest, seconds: float) -> None:
-    """A table of what was prepared, and how to train on it."""
-    table = rich.table.Table("split", "documents", "left out, empty", "characters", "tokens", "characters per token", "records", title=OUTPUT.value)
-    for split, about in manifest.splits.items():
-        counts = [about.num_documents, about.empty_documents, about.num_characters, about.num_tokens]
-        table.add_row(split, *(f"{n:,}" for n in counts), f"{about.num_characters / about.num_tokens:.2f}", f"{about.num_records:,}")
-    rich.console.Console().print(table)
-    tokens = sum(about.num_tokens for about in manifest.splits.values())
+    """What was prepared, a column a split, whatever the width of the terminal; and how to train on it."""
+    splits = manifest.splits.values()
+    rows = [(name, [f"{getattr(about, key):,}" for about in splits]) for name, key in COUNTS.items()]
+    rows.append(("characters per token", [f"{about.num_characters / about.num_tokens:.2f}" for about in splits]))
+    width = max(len(cell) for _, cells in rows for cell in cells)
+    for name, cells in [("", list(manifest.splits)), *rows]:
+        print(f"{name:<20}", *(cell.rjust(width) for cell in cells), sep="  ")
+    tokens = sum(about.num_tokens for about in splits)
     print(f"{tokens:,} tokens in {seconds:,.1f} s, {tokens / seconds:,.0f} a second; train on them with")
     print("  python -m cdcd_jax.train", *map(shlex.quote, training_flags(manifest)))
 
 
 def training_flags(manifest: Manifest) -> list[str]:
-    """The flags that train on what was prepared: those given, in whatever form, and of the tokenizer's what its folder decided."""
+    """The flags that train on what was prepared: those given, in whatever form, but where the tokenizer was taken from, which the folder has."""
     flag, asked = flags.FLAGS["config"], from_dict(CONFIG.value).data
-    values = {key: value for key, value in config_flags.get_override_values(flag).items() if key != "data.source"}
+    values = {key: value for key, value in config_flags.get_override_values(flag).items() if key not in ("data.source", "data.tokenizer_from")}
     values |= {f"data.{key}": manifest.config[key] for key in ("tokenizer", "vocab_size") if manifest.config[key] != getattr(asked, key)}
     values["data.source"] = OUTPUT.value
     return [f"--config={config_flags.get_config_filename(flag)}", "--workdir=runs/NAME", *(f"--config.{key}={values[key]}" for key in values)]
 
 
 def main() -> int:
+    interrupts.say("interrupted; the same command goes on from there.")
     began, config, output = time.monotonic(), from_dict(CONFIG.value).data, files.locate(OUTPUT.value)
     with work(output) as run:
         manifest, was_whole = preparation.prepare(config, output, run, watch, lambda sentence: print(sentence, file=sys.stderr))

@@ -17,8 +17,9 @@ from cdcd_jax.evaluation.model import Model, read_model
 class Run:
     """A finished or running run, at its newest checkpoint, with averaged weights."""
 
-    def __init__(self, workdir: epath.Path, model: Model):
+    def __init__(self, workdir: epath.Path, model: Model, source: str | None = None):
         self.workdir, self.model = workdir, model
+        self._source = source
         self._samplers: dict[SampleConfig, Any] = {}
         self._corpus: pipeline.Corpus | None = None
 
@@ -35,10 +36,14 @@ class Run:
     def corpus(self) -> pipeline.Corpus:
         """The run's corpus, read or opened on first use. UserError when it cannot be read any more, or is not what the run was trained on."""
         if self._corpus is None:
-            corpus = pipeline.load_corpus(self.config.data, self.model.tokenizer)
-            if corpus.fingerprint != self.model.data_fingerprint:
-                raise UserError(f"{self.config.data.source!r} is not the text that {self.workdir} was trained on: its held-out part is another.")
-            self._corpus = corpus
+            data = self.config.data if self._source is None else dataclasses.replace(self.config.data, source=self._source)
+            try:
+                self._corpus = pipeline.load_corpus(data, self.model.tokenizer, fingerprint=self.model.data_fingerprint)
+            except UserError as error:
+                told = str(error).replace("--config.data.source=", "--source=")  # a run's config is what it is
+                if self._source is None and "--source=" not in told:
+                    told = f"{told.removesuffix('.')}; if the text of {self.workdir} lies elsewhere now, give --source=PLACE."
+                raise UserError(told) from error
         return self._corpus
 
     def sample(
@@ -74,7 +79,10 @@ class Run:
         return metrics.nll(self.model, pipeline.Windows(stream, self.model.length), draws, seed)
 
 
-def load_run(workdir: str | os.PathLike[str]) -> Run:
-    """Opens the run in a workdir at its newest checkpoint. Raises config.UserError if there is none or it cannot be read."""
+def load_run(workdir: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Run:
+    """Opens the run in a workdir at its newest checkpoint. Raises config.UserError if there is none or it cannot be read.
+
+    source: where the run's text or prepared folder lies now, if not where its config.json says; its content is compared when it is read.
+    """
     directory = files.locate(workdir)
-    return Run(directory, read_model(directory))
+    return Run(directory, read_model(directory), None if source is None else os.fspath(source))

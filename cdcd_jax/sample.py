@@ -43,7 +43,8 @@ def main() -> int:
         files.write_whole(files.locate(TRAJECTORY.value), json.dumps(run.trajectory(**where, **settings), ensure_ascii=False))
     for sample in samples:
         print(sample.text, end="\n\n")
-    console.print(f"{len(samples)} samples at step {run.step:,}, {samples[0].nfe} denoiser calls each: {path}", soft_wrap=True)
+    number = f"{len(samples)} sample{'s' if len(samples) > 1 else ''}"
+    console.print(f"{number} at step {run.step:,}, {samples[0].nfe} denoiser calls each: {path}", soft_wrap=True)
     return 0
 
 

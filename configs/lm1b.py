@@ -9,7 +9,8 @@ folder): a row is one sentence, or a piece of a very long one, filled up with pa
 different perplexities: wrapped, words see those of other sentences, and the ends of sentences are predicted as well. Say which it is.
 
 `tfds:lm1b` downloads 1.8 GB (1,792,209,805 bytes from www.statmt.org) and has two splits; its test split, the benchmark's held-out files, is what is
-held out here. Published perplexities are per token of other tokenizers, BERT's as a rule: only bits per character can be compared with ours.
+held out here. Of files with a sentence a line of your own make JSON lines first (docs/DATA.md): a file of text is one document.
+Published perplexities are per token of other tokenizers, BERT's as a rule: only bits per character can be compared with ours.
 Prepare was not measured on it, for it could not be fetched here; configs/c4.py has the cost of a gigabyte. Nothing of this size was trained here yet.
 """
 

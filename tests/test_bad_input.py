@@ -89,10 +89,16 @@ class Place:
         self.file("occupied/letter.txt", "to my heirs")
         return self.folder / "occupied"
 
-    def other_text(self) -> tuple[str, list[str]]:
-        """The run's own command, after its text was edited."""
+    def other_text(self, old: bool = False, saved: bool = True) -> tuple[str, list[str]]:
+        """The run's own command, after its text was edited; in a workdir without fingerprints, or without checkpoints."""
         edited = self.file("edited.txt", tiny.corpus().replace("black", "brown"))
-        workdir = self.with_file("edited", "config.json", (self.run / "config.json").read_text().replace(str(self.corpus), str(edited)))
+        text = (self.run / "config.json").read_text().replace(str(self.corpus), str(edited))
+        workdir = self.with_file(f"edited {old} {saved}", "config.json", text)
+        if old:
+            (workdir / "fingerprints.json").unlink()
+        if not saved:
+            shutil.rmtree(workdir / "checkpoints")
+            (workdir / "saved_step").unlink()
         return self.train(workdir, edited, train__num_steps=30)
 
     @staticmethod
@@ -107,7 +113,7 @@ CASES: dict[str, Case] = {
     "empty corpus": (lambda p: p.fresh(p.file("empty.txt", "")), "empty.txt' is empty; it must hold UTF-8 text."),
     "white corpus": (lambda p: p.fresh(p.file("white.txt", " \n \n")), "white.txt' is empty"),
     "missing corpus": (lambda p: p.fresh(p.folder / "none.txt"), "none.txt' does not exist; name a path or glob of UTF-8 text files"),
-    "unknown corpus": (lambda p: p.fresh("kvj"), "data.source 'kvj' is neither an embedded text (did you mean \"kjv\"?) nor a file."),
+    "unknown corpus": (lambda p: p.fresh("kvj"), "data.source 'kvj' is neither an embedded text (did you mean \"kjv\"?) nor a file or folder;"),
     "corpus is a folder": (lambda p: p.fresh(p.run), "is a directory; name a file or a glob of files"),
     "binary corpus": (lambda p: p.fresh(p.file("binary.txt", b"text\0text")), "binary.txt' is binary (a NUL at byte 4)"),
     "latin-1 corpus": (lambda p: p.fresh(p.file("latin.txt", "né".encode("latin-1"))), "latin.txt' is not UTF-8 (byte 1 is 0xe9)"),
@@ -148,8 +154,9 @@ CASES: dict[str, Case] = {
     ),
     # The workdir
     "another config": (lambda p: p.train(p.run, train__batch_size=16), "holds a run with train.batch_size = 8, and this config has 16; name another"),
-    "another text's name": (lambda p: p.train(p.run, p.file("copy.txt", tiny.corpus())), "holds a run with data.source = "),
-    "another text": (lambda p: p.other_text(), "was trained with other data than "),
+    "another text": (lambda p: p.other_text(), "edited.txt' is not the text that this run was trained on, by its content"),
+    "another text, of an older version": (lambda p: p.other_text(old=True), "was trained with other data than "),
+    "another text before anything is saved": (lambda p: p.other_text(saved=False), "edited.txt' is not the text that this run was trained on"),
     "another tokenizer": (lambda p: p.train(p.other_tokenizer(), train__num_steps=30), "is not the one that was saved"),
     "no tokenizer": (lambda p: p.train(p.with_file("no_tokenizer", "tokenizer/tokenizer.json", "{"), train__num_steps=30), "is damaged"),
     "damaged config.json": (lambda p: p.train(p.with_file("no_config", "config.json", "{")), "config.json cannot be read"),

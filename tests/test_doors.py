@@ -73,13 +73,13 @@ def test_a_bug_is_not_hidden(run_main):
         doors.run(lambda: 1 // 0)
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "prepare"])
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "prepare", "plan", "doctor", "report"])
 def test_help_is_short_and_names_every_flag(name):
     ended = forked.door(name, "--help")
     flags = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', (forked.ROOT / "cdcd_jax" / f"{name}.py").read_text())
     assert len(flags) >= 2
     assert [flag for flag in flags if f"--{flag}:" not in ended.stdout] == []
-    assert len(ended.stdout.splitlines()) < 60 and ended.stderr == ""
+    assert len(ended.stdout.splitlines()) < 60 and (ended.code, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

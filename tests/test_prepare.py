@@ -1,5 +1,6 @@
 """The door that prepares data: what it prints, how it ends, and that it goes on."""
 
+import json
 import os
 import pathlib
 import re
@@ -11,6 +12,7 @@ import time
 
 import pytest
 
+from cdcd_jax.data.tokenizers import CharTokenizer
 from tests import corpora, forked
 from tests.forked import ROOT
 
@@ -29,7 +31,11 @@ def test_a_text_is_prepared_and_how_to_train_on_it_is_said(tmp_path):
     output = tmp_path / "my output"
     first = forked.door("prepare", *FORMS, "--config.data.source", str(source), f"--output={output}", "--workers=1")
     assert first.code == 0, first.stderr
-    assert re.search(r"train *│ *1\d\d *│ *1 *│", first.stdout) and "valid" in first.stdout
+    shown = {line[:20].strip(): line[20:].split() for line in first.stdout.splitlines()}
+    manifest = json.loads((output / "manifest.json").read_text())["splits"]
+    assert shown[""] == ["train", "valid"] == list(manifest) and shown["left out, empty"] == ["1", "0"]
+    for name, key in (("documents", "num_documents"), ("tokens", "num_tokens"), ("dropped at the end", "tokens_dropped"), ("records", "num_records")):
+        assert shown[name] == [f"{about[key]:,}" for about in manifest.values()]
     assert {"manifest.json", "token_counts.json", "tokenizer/tokenizer.json", "train-00000-of-00001.array_record"} <= set(content(output))
     command = shlex.split(first.stdout.splitlines()[-1])
     assert command[:5] == ["python", "-m", "cdcd_jax.train", "--config=configs/demo27.py", "--workdir=runs/NAME"]
@@ -51,7 +57,12 @@ def test_a_text_is_prepared_and_how_to_train_on_it_is_said(tmp_path):
         (["--config=configs/demo.py", "--output=out", "--worker=2"], "Unknown command line flag 'worker'. Did you mean: workers ?"),
         (["--config=configs/demo.py", "--output=out", "--workers=-1"], "flag --workers=-1: -1 is not a non-negative integer."),
         (["--config=configs/demo.py", "--output=out", "--config.data.packing=packed"], "has the value 'packed' (did you mean \"pack\"?)."),
-        (["--config=configs/demo.py", "--output=out", "--config.data.source=kvj"], "is neither an embedded text (did you mean \"kjv\"?) nor a file."),
+        (["--config=configs/demo.py", "--output=out", "--config.data.source=kvj"], "(did you mean \"kjv\"?) nor a file or folder; name"),
+        (["--config=configs/text8.py", "--output=out"], "prepare has made, or an embedded text (kjv): --config.data.source=PLACE."),
+        (["--config=configs/novels27.py", "--output=out"], "with {split} for the split: --config.data.source='PATH/{split}.txt'."),
+        (["--config=configs/demo.py", "--output=out", "--config.data.source=a.{splt}.txt"], "write '{split}', which '{splt}' is not."),
+        (["--config=configs/demo.py", "--output=out", "--config.data.valid_fraction=0"], "give a share, such as --config.data.valid_fraction=0.05."),
+        (["--config=configs/demo.py", "--output=out", "--config.data.test_fraction=0.95"], "leave nothing of 'kjv' to train on: give smaller shares"),
         (["--config=configs/demo.py", "--output=configs", "--workers=1"], "configs is not empty and holds no prepared data"),
         (["--config=configs/demo.py", "--output=README.md"], "README.md is a file; name a folder as --output."),
         (["--config=configs/demo.py", "--output=ftp://host/folder"], "is no place for files"),
@@ -64,6 +75,17 @@ def test_mistakes_are_a_sentence(flags, said):
     assert not (ROOT / "out").exists()
 
 
+def test_a_file_of_lines_is_one_document_and_a_tokenizer_is_found_in_a_folder(tmp_path):
+    """Both are said in a line: that padded rows of it are not of its lines; and how to train, for which the tokenizer's place is of no use."""
+    CharTokenizer("abcdefghijklmnopqrstuvwxyz \n").save(tmp_path / "other" / "tokenizer")
+    source = corpora.write(tmp_path / "lines.txt", "a line of text\nand another\n" * 60)
+    flags = [f"--config.data.tokenizer_from={tmp_path / 'other'}", "--config.data.packing=pad", f"--config.data.source={source}"]
+    ended = forked.door("prepare", *FLAGS, *flags, f"--output={tmp_path / 'out'}", "--workers=1")
+    assert ended.code == 0 and "tokenizer_from" not in ended.stdout
+    warned = [line for line in ended.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 1 and "data.packing = 'pad' keeps documents apart, and in train and valid there is only one: a file of text" in warned[0]
+
+
 def written(folder: pathlib.Path, notes: pathlib.Path) -> dict[str, tuple[int, int]]:
     """Of the files that a note says are finished: the number on the disk and the time, which are others when a file is written a second time."""
     told = [path.name.removesuffix(".json") for path in notes.glob("*.json")] if notes.exists() else []
@@ -72,7 +94,7 @@ def written(folder: pathlib.Path, notes: pathlib.Path) -> dict[str, tuple[int, i
 
 
 def test_interrupted_and_killed_it_goes_on(tmp_path, door_environment):
-    """Ctrl-C reaches all processes of a terminal, and says one word; a kill reaches one, and its workers end as well. Nothing is done twice."""
+    """Ctrl-C reaches all processes of a terminal, and says one line; a kill reaches one, and its workers end as well. Nothing is done twice."""
     source = corpora.write(tmp_path / "prose.txt", corpora.prose(20_000) * 100)
     out, unfinished = tmp_path / "out", tmp_path / "out" / "unfinished"
     flags = [*FLAGS, f"--config.data.source={source}", "--workers=2", f"--output={out}"]
@@ -89,7 +111,8 @@ def test_interrupted_and_killed_it_goes_on(tmp_path, door_environment):
         _, said = process.communicate(timeout=60)
         assert process.returncode == (130 if number == signal.SIGINT else -9)
         lines = [line for line in said.splitlines() if not re.match(r"(parts|shards) \w+ \d+/\d+ ", line)]
-        assert lines == (["interrupted."] if number == signal.SIGINT else []) and not (out / "manifest.json").exists()
+        assert lines == (["interrupted; the same command goes on from there."] if number == signal.SIGINT else [])
+        assert not (out / "manifest.json").exists()
         return written(folder, notes)
 
     tokens = end(unfinished / "tokens", unfinished / "tokens", signal.SIGINT)

@@ -3,6 +3,8 @@
 import json
 import pathlib
 import random
+import re
+import shutil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +56,7 @@ def test_it_trains_and_probes(story: Story) -> None:
 def test_it_is_scored_on_part_of_its_test_split(story: Story) -> None:
     assert story.scored.code == 0, story.scored.stderr
     score = json.loads((story.workdir / "eval" / "nll_test.json").read_text())
+    assert re.search(r"nll nats_per_token .* nats .*\n.* nll stderr .* nats per token ", story.scored.stdout), story.scored.stdout
     assert score["split"] == "test" and score["num_sequences"] == 9
     assert 9 <= score["num_tokens"] == score["num_characters"] <= 9 * tiny.LENGTH
     assert score["bits_per_char"] == pytest.approx(score["nats_per_token"] / np.log(2))
@@ -84,7 +87,24 @@ def test_the_command_of_another_folder_is_refused(story: Story) -> None:
     other = story.folder.parent / "other"
     preparation.prepare(config.data, epath.Path(other))
     text = (story.workdir / "config.json").read_text()
-    (story.workdir / "config.json").write_text(text.replace(str(story.folder), str(other)).replace('"packing": "pack"', '"packing": "pad"'))
-    with pytest.raises(cdcd_jax.config.UserError, match="is not the text that .* was trained on"):
-        cdcd_jax.load_run(story.workdir).corpus()
+    (story.workdir / "config.json").write_text(text.replace('"packing": "pack"', '"packing": "pad"'))
+    with pytest.raises(cdcd_jax.config.UserError, match="is not the text that this run was trained on"):
+        cdcd_jax.load_run(story.workdir, source=other).corpus()
     (story.workdir / "config.json").write_text(text)
+
+
+def test_a_folder_that_was_moved_is_the_same(story: Story, tmp_path: pathlib.Path) -> None:
+    """It has the same number, to the digit, and the run goes on with it and remembers it; another one is refused, though all steps are done."""
+    moved, workdir = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(story.folder, moved)
+    shutil.copytree(story.workdir, workdir)
+    (tmp_path / "other.jsonl").write_text((story.folder.parent / "documents.jsonl").read_text().replace("black", "brown"))
+    preparation.prepare(tiny.config(CHANGES | {"data.source": str(tmp_path / "other.jsonl")}).data, epath.Path(tmp_path / "other"))
+    refused = forked.door("train", *tiny.flags(tmp_path / "other", workdir, CHANGES))
+    assert refused.code == 2 and "other' is not the text that this run was trained on" in refused.stderr, refused.stderr
+    assert (workdir / "config.json").read_bytes() == (story.workdir / "config.json").read_bytes()
+    assert forked.door("train", *tiny.flags(f"{moved}/", workdir, CHANGES)).code == 0
+    assert json.loads((workdir / "config.json").read_text())["data"]["source"] == f"{moved}/"
+    flags = ["--metrics=nll", "--split=test", "--num_sequences=9", "--draws=1", f"--source={story.folder}"]
+    scored = forked.door("evaluate", f"--workdir={workdir}", *flags)
+    assert scored.code == 0 and (workdir / "eval" / "nll_test.json").read_bytes() == (story.workdir / "eval" / "nll_test.json").read_bytes()

@@ -225,13 +225,17 @@ def _generate(name: str, builder: Any) -> None:
                 socket.getaddrinfo(host, None)  # without a network TFDS would try for minutes
         builder.download_and_prepare(file_format="array_record")
     except _failures() as error:
-        raise UserError(f"{where}, and cannot be fetched ({_line(error)}){_by_hand(builder)}.") from error
+        way = ": give the command on a machine that reaches the network" if files.transient(error) else ""
+        raise UserError(f"{where}, and cannot be fetched ({_line(error)}){way}{_by_hand(builder)}.") from error
 
 
 def _by_hand(builder: Any) -> str:
-    """What the user must download, and whereto, if anything."""
+    """What the user must download, and whereto, if anything: instructions are a data set's, and may name those of its configs that they are for."""
     manual, instructions = epath.Path(builder.data_dir_root) / "downloads" / "manual", builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     if not instructions or manual.exists() and any(manual.iterdir()):
+        return ""
+    named = {config for config in builder.builder_configs if f"`{builder.name}/{config}`" in instructions}
+    if named and builder.builder_config.name not in named:
         return ""
     return f"; what must be downloaded by hand belongs into {str(manual)!r}: {_line(instructions).rstrip('.')}"
 

@@ -94,16 +94,22 @@ class Corpus:
     pads: padding.Pads | None = None
 
 
-def load_corpus(config: DataConfig, tokenizer: tokenizers.Tokenizer | None = None, share: tuple[int, int] | None = None) -> Corpus:
+def load_corpus(
+    config: DataConfig, tokenizer: tokenizers.Tokenizer | None = None, share: tuple[int, int] | None = None, fingerprint: str = ""
+) -> Corpus:
     """The config's corpus: a prepared folder, opened, or any other source, read and tokenised in memory.
 
     tokenizer: that of a run which goes on; without one it is the folder's, the one in data.tokenizer_from, or trained on the train split.
+    fingerprint: of the corpus that such a run began with, if it is known; any other is refused, before it is tokenised, copied or hashed.
     share: (i, n) hashes the i-th of n parts of a folder's shards now, for one of n processes that train on it. Without it a shard is hashed when it
         is first read.
     Raises UserError as source, folder and tokenizer do, and when there is less than one sequence to train on, or less than two, of which no standard
     error is, are held out.
     """
-    corpus = _prepared(config, share) if prepared.is_folder(config.source) else _in_memory(config, tokenizer)
+    if tokenizer is not None:  # which is all that matters then; where it came from may be gone
+        config = dataclasses.replace(config, tokenizer_from="")
+    in_folder = prepared.is_folder(config.source)
+    corpus = _prepared(config, share, fingerprint) if in_folder else _in_memory(config, tokenizer, fingerprint)
     if config.pad_insertion:
         pads = padding.Pads(corpus.tokenizer.vocab_size, config.pad_insertion)
         counts = padding.with_pads(corpus.token_counts, pads)
@@ -116,8 +122,17 @@ def load_corpus(config: DataConfig, tokenizer: tokenizers.Tokenizer | None = Non
     return corpus
 
 
-def _prepared(config: DataConfig, share: tuple[int, int] | None) -> Corpus:
+def _refuse_another(config: DataConfig, found: str, wanted: str) -> None:
+    if wanted not in ("", found):
+        raise UserError(
+            f"data.source {config.source!r} is not the text that this run was trained on, by its content (nor is a folder that prepare made the text "
+            "that it was made of): name the place where that lies now."
+        )
+
+
+def _prepared(config: DataConfig, share: tuple[int, int] | None, fingerprint: str) -> Corpus:
     folder = prepared.open_folder(config)
+    _refuse_another(config, folder.manifest.data_fingerprint, fingerprint)
     splits = {name: Split(folder.rows(name), about.num_tokens, about.num_characters) for name, about in folder.manifest.splits.items()}
     for name, what, least in (("train", "training", 1), ("valid", "held-out", 2)):
         number = len(splits[name].rows) if name in splits else 0
@@ -130,13 +145,16 @@ def _prepared(config: DataConfig, share: tuple[int, int] | None) -> Corpus:
     return Corpus(splits["train"].rows, splits, folder.token_counts, folder.tokenizer, folder.manifest.data_fingerprint)
 
 
-def _in_memory(config: DataConfig, tokenizer: tokenizers.Tokenizer | None) -> Corpus:
+def _in_memory(config: DataConfig, tokenizer: tokenizers.Tokenizer | None, fingerprint: str) -> Corpus:
     if config.packing != "wrap":
         raise UserError(
             f"data.packing = {config.packing!r} is for prepared data, and data.source {config.source!r} is a text: prepare it first "
             'with python -m cdcd_jax.prepare, or give data.packing = "wrap".'
         )
     texts = sources.load_texts(config)
+    # Of each split by itself: a line that moves from one to the other makes another corpus.
+    digest = hashlib.sha256(json.dumps({name: sources.fingerprint(text) for name, text in texts.items()}).encode()).hexdigest()
+    _refuse_another(config, digest, fingerprint)
     for name, what in (("train", "training"), ("valid", "held-out")):
         if not texts[name]:
             raise UserError(f"the {what} part of {config.source!r} is empty: data.valid_fraction = {config.valid_fraction} leaves it no text.")
@@ -155,8 +173,6 @@ def _in_memory(config: DataConfig, tokenizer: tokenizers.Tokenizer | None) -> Co
             )
     splits = {name: Split(Windows(ids, config.sequence_length), len(ids), len(texts[name])) for name, ids in tokens.items()}
     counts = np.bincount(tokens["train"], minlength=tokenizer.vocab_size)
-    # Of each split by itself: a line that moves from one to the other makes another corpus.
-    digest = hashlib.sha256(json.dumps({name: sources.fingerprint(text) for name, text in texts.items()}).encode()).hexdigest()
     return Corpus(Crops(tokens["train"], config.sequence_length), splits, counts, tokenizer, digest)
 
 

@@ -1,5 +1,7 @@
 """Which files, embedded text or data set a config names, and the spans into which they are divided: by their sizes alone."""
 
+import re
+
 from etils import epath
 
 from cdcd_jax.config import DataConfig, UserError, did_you_mean
@@ -11,6 +13,10 @@ PARTS = 128  # into so many groups a source is divided, within these bounds:
 BYTES = (1 << 20, 1 << 24)
 EXAMPLES = (256, 4096)
 HUBS = ("tfds", "hf")
+GIVE = (
+    "name a path or glob of UTF-8 text files, to train also a folder that prepare has made, or an embedded text "
+    f"({', '.join(EMBEDDED)}): --config.data.source=PLACE"
+)
 # What files and data sets call their splits, the usual word first.
 WORDS = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
 
@@ -20,22 +26,26 @@ def find(config: DataConfig) -> dict[str, Groups]:
     kind, colon, name = config.source.partition(":")
     if colon and kind in HUBS:
         return _data_set(kind, name, config)
-    if config.valid_split:
-        raise UserError(f"data.valid_split = {config.valid_split!r} names a split of a data set, and data.source {config.source!r} is none.")
+    if config.valid_split and "{split}" not in config.source:
+        raise UserError(
+            f"data.valid_split = {config.valid_split!r} names a split of a data set, or of files with {{split}} in their names, and data.source "
+            f"{config.source!r} has none: give --config.data.valid_split= and a share of the text is held out."
+        )
     if config.source in EMBEDDED:
         size = len(king_james())
         return {"train": [(Span("embedded", config.source, *ends),) for ends in _ranges(size, _share(size, BYTES))]}
-    paths = _split_paths(config.source) if "{split}" in config.source else {"train": _paths(config.source)}
+    paths = _split_paths(config) if "{split}" in config.source else {"train": _paths(config.source)}
     sizes = {path: _size(path) for mine in paths.values() for path in mine}
     share = _share(sum(sizes.values()), BYTES)
     return {split: _grouped([(path, sizes[path]) for path in mine], share) for split, mine in paths.items()}
 
 
-def reads(source: str, path: epath.Path) -> bool:
+def reads(config: DataConfig, path: epath.Path) -> bool:
     """Whether a glob would read a file at that place, if one were there."""
+    source = config.source
     if source.partition(":")[0] in HUBS or source in EMBEDDED:
         return False
-    named = [source.replace("{split}", word) for words in WORDS.values() for word in words] if "{split}" in source else [source]
+    named = [source.replace("{split}", word) for words in _words(config).values() for word in words] if "{split}" in source else [source]
     return any(files.matches(files.absolute(files.locate(name)), path) for name in named)
 
 
@@ -109,16 +119,26 @@ def _chosen(splits: list[str], config: DataConfig) -> dict[str, str]:
     return {ours: theirs for ours, theirs in chosen.items() if theirs}
 
 
-def _split_paths(source: str) -> dict[str, list[epath.Path]]:
-    """The files of each split, of a source with {split} in it."""
-    found = {}
-    for split, words in WORDS.items():
+def _words(config: DataConfig) -> dict[str, tuple[str, ...]]:
+    """What the files of each split are called: by data.valid_split, what is held out."""
+    return WORDS | ({"valid": (config.valid_split,)} if config.valid_split else {})
+
+
+def _split_paths(config: DataConfig) -> dict[str, list[epath.Path]]:
+    """The files of each split, of a source with {split} in it. What data.valid_split names is no test as well."""
+    source, found = config.source, dict[str, list[epath.Path]]()
+    for split, words in _words(config).items():
         named = [source.replace("{split}", word) for word in words]
         found[split] = next((paths for paths in map(_matching, named) if paths), [])
         if not found[split] and split != "test":
             raise UserError(
-                f"data.source {source!r} matches no file for {split}: there is no {' and no '.join(map(repr, named))}."
+                f"data.source {source!r} matches no file for {split}: there is no {' and no '.join(map(repr, named))}; say where they are, "
+                "with {split} for the split: --config.data.source='PATH/{split}.txt'."
             )
+    if found["valid"] == found["train"]:
+        raise UserError(f"data.valid_split = {config.valid_split!r} names the training files of {source!r}, which cannot be held out as well.")
+    if found["test"] == found["valid"]:
+        found["test"] = []
     return {split: paths for split, paths in found.items() if paths}
 
 
@@ -141,16 +161,16 @@ def _paths(source: str) -> list[epath.Path]:
         raise UserError(f"data.source {source!r} is a directory{_hint(path)}.")
     if kind is not None:
         raise UserError(f"data.source {source!r} is not a regular file; name a file of UTF-8 text.")
+    if braces := re.search(r"\{.*?\}", source):  # "{split}" itself is no business of this function
+        raise UserError(f"data.source {source!r} does not exist; for files of each split write '{{split}}', which {braces[0]!r} is not.")
     if any(c in source for c in "*?["):
-        raise UserError(f"data.source {source!r} matches no file; name a path or glob of UTF-8 text files.")
+        raise UserError(f"data.source {source!r} matches no file; {GIVE}.")
     scheme, colon, _ = source.partition(":")
     if colon and scheme.isalnum():
         raise UserError(f"data.source {source!r} does not exist, and {scheme!r} is no kind of data set{did_you_mean(scheme, HUBS)}.")
     if any(c in source for c in "/\\.~"):
-        raise UserError(
-            f"data.source {source!r} does not exist; name a path or glob of UTF-8 text files, or an embedded text: {', '.join(EMBEDDED)}."
-        )
-    raise UserError(f"data.source {source!r} is neither an embedded text{did_you_mean(source, EMBEDDED)} nor a file.")
+        raise UserError(f"data.source {source!r} does not exist; {GIVE}.")
+    raise UserError(f"data.source {source!r} is neither an embedded text{did_you_mean(source, EMBEDDED)} nor a file or folder; {GIVE}.")
 
 
 def _hint(path: epath.Path) -> str:

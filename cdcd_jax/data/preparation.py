@@ -1,6 +1,6 @@
 """From a source to a folder of records: the plan, the stages one after the other, and how a preparation that was interrupted goes on.
 
-    OUTPUT/unfinished/plan.json     what decides the records: who finds another plan begins anew
+    OUTPUT/unfinished/plan.json     what decides the records: who has another plan is refused, once any tokens are finished
     OUTPUT/unfinished/tokenizer/    made first
     OUTPUT/unfinished/tokens/       the tokens of each part of the source, with a note (stages.py)
     OUTPUT/unfinished/shards.json   the names of the shards that are written, so that those of a plan given up can be taken away
@@ -12,20 +12,18 @@ Nothing here depends on the number of workers, nor on whether they are processes
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import itertools
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from cdcd_jax.config import DataConfig, UserError
-from cdcd_jax.data import files, places, records, sources, stages, tokenizers, unigram
+from cdcd_jax.data import files, outputs, places, records, sources, stages, tokenizers, unigram
 from cdcd_jax.data.layout import Layout, check_sizes, lay_out
 from cdcd_jax.data.records import MANIFEST, RESULTS, TOKEN_COUNTS, TOKENIZER, UNFINISHED, Manifest
 from cdcd_jax.data.splits import SPLITS
@@ -34,13 +32,10 @@ from cdcd_jax.data.streams import Job, Stream
 from cdcd_jax.data.workers import Map
 
 OTHERWISE = ("source", "tokenizer_from", "pad_insertion")  # keys of the config that a plan holds by content, or that training alone needs
-SHARD_NAMES = "shards.json"
-FINISHING = (TOKEN_COUNTS, "tokenizer.json", "spm.model")  # what is written before the manifest, each time anew
-OURS = ("lock", "plan.json", TOKENIZER, "tokens", SHARD_NAMES, "shards")  # what is written into unfinished/, besides RESULTS
 # Of what is written one name of each kind, to see that no glob takes it for a text.
 WRITTEN = (
     MANIFEST, TOKEN_COUNTS, f"{TOKENIZER}/tokenizer.json", f"{TOKENIZER}/spm.model", *(f"{split}-00000-of-00001.array_record" for split in SPLITS),
-    f"{UNFINISHED}/lock", f"{UNFINISHED}/plan.json", f"{UNFINISHED}/{SHARD_NAMES}", f"{UNFINISHED}/{RESULTS}0", f"{UNFINISHED}/shards/train.json",
+    *(f"{UNFINISHED}/{name}" for name in ("lock", "plan.json", outputs.SHARD_NAMES, f"{RESULTS}0", "shards/train.json")),
     *(f"{UNFINISHED}/tokens/000000.{last}" for last in ("json", *SPLITS)),
 )  # fmt: skip
 Watch = Callable[[str, int, Iterable[Any]], Iterable[Any]]
@@ -56,16 +51,19 @@ def prepare(
 ) -> tuple[Manifest, bool]:
     """Prepares the config's source in a folder, or goes on with it: (what the folder holds, whether it was whole before).
 
-    run: a map over workers. say: is told in a sentence if what was begun cannot be gone on with.
-    Raises UserError as sources and tokenizers do, if the folder holds something else, and if there are too few tokens for rows to train on and to
-    hold out. Whatever ends it, the same call goes on where it was, and the folder is not whole before it is finished.
+    run: a map over workers. say: is told in a sentence what the user should know.
+    Raises UserError as sources and tokenizers do, if the folder holds something else, whole or begun, and if there are too few tokens for rows to
+    train on and to hold out. Whatever ends it, the same call goes on where it was, and the folder is not whole before it is finished.
     """
     folder = files.absolute(folder)
     with files.writing(folder):
-        if any(places.reads(config.source, folder / name) for name in WRITTEN):
+        if any(places.reads(config, folder / name) for name in WRITTEN):
             raise UserError(f"data.source {config.source!r} would read what is written into {folder} as text: name another folder as --output.")
-        _refuse_others(folder)
-    with _alone(folder):
+        outputs.refuse_others(folder)
+    with outputs.alone(folder):
+        # Before hours are spent on reading.
+        outputs.refuse_another(folder, settings(config))
+        _check_fractions(config)
         listing = sources.list_parts(config, run)
         with files.writing(folder):
             return _prepare(config, folder, listing, run, watch, say)
@@ -76,18 +74,28 @@ def _prepare(
 ) -> tuple[Manifest, bool]:
     """The same, of what is listed, by the only process that is at it."""
     plan = make_plan(config, listing.parts)
+    outputs.refuse_another(folder, plan)
     if (folder / MANIFEST).exists():
-        return _whole(folder, plan, run, watch), True
-    _begin(folder, plan, say)
+        return _whole(folder, run, watch), True
+    outputs.begin(folder, plan, say)
+    if config.packing != "wrap" and (alone := single_texts(listing.parts)):
+        say(
+            f"warning: data.packing = {config.packing!r} keeps documents apart, and in {' and '.join(alone)} there is only one: a file of text is a "
+            "single document, however many lines it has; to make a document of each line, turn it into JSON lines (docs/DATA.md)."
+        )
     tokenizer = _tokenizer(config, listing.parts, folder / UNFINISHED / TOKENIZER, run, watch)
     job = Job(config, str(folder), _digest([plan, tokenizer.fingerprint]))
     numbered = list(enumerate(listing.parts))
     streams = list(watch("parts tokenised", len(numbered), run(functools.partial(stages.tokenise, job), numbered)))
-    everything = [stream for of_part in streams for stream in of_part.values()]
-    if not any(stream.characters for stream in everything):
-        raise sources.no_text(config, sum(stream.empty for stream in everything))
-    layouts = {split: lay_out(config, tokenizer.vocab_size, streams, split) for split in sources.SPLITS}
-    check_sizes(config, layouts)
+    try:
+        everything = [stream for of_part in streams for stream in of_part.values()]
+        if not any(stream.characters for stream in everything):
+            raise sources.no_text(config, sum(stream.empty for stream in everything))
+        layouts = {split: lay_out(config, tokenizer.vocab_size, streams, split) for split in sources.SPLITS}
+        check_sizes(config, layouts)
+    except UserError:  # this plan comes to nothing, and must not be in the way of one that is put right
+        outputs.take_away(folder / UNFINISHED, but=("lock",))
+        raise
     fillings = [filling for layout in layouts.values() for filling in layout.fillings]
     shards, counts = _fill(job, fillings, tokenizer.vocab_size, run, watch)
     splits = {
@@ -117,17 +125,47 @@ def _prepare(
     tokenizer.save(folder / TOKENIZER)
     files.write_whole(folder / TOKEN_COUNTS, json.dumps(counts) + "\n")
     records.write_manifest(folder, manifest)
-    _take_away(folder / UNFINISHED)
+    outputs.take_away(folder / UNFINISHED)
     return manifest, False
 
 
 def make_plan(config: DataConfig, parts: list[sources.Part]) -> dict[str, Any]:
     """All that decides the records, before there is a tokenizer: two equal plans have equal records."""
-    plan: dict[str, Any] = {"format": records.FORMAT, "text": _digest([_content(part) for part in parts])}
+    return settings(config) | {"text": _digest([_content(part) for part in parts])}
+
+
+def settings(config: DataConfig) -> dict[str, Any]:
+    """A plan but for its text."""
     unused = {"tokenizer", "vocab_size"} if config.tokenizer_from else {"vocab_size"} if config.tokenizer != "sentencepiece" else set()
-    plan |= {f"data.{key}": value for key, value in dataclasses.asdict(config).items() if key not in {*OTHERWISE, *unused}}
-    plan["tokenizer"] = tokenizers.named(config).fingerprint if config.tokenizer_from else "made from the text"
-    return plan
+    plan = {f"data.{key}": value for key, value in dataclasses.asdict(config).items() if key not in {*OTHERWISE, *unused}}
+    made = tokenizers.named(config).fingerprint if config.tokenizer_from else "made from the text"
+    return {"format": records.FORMAT} | plan | {"tokenizer": made}
+
+
+def _check_fractions(config: DataConfig) -> None:
+    """Raises UserError for shares that leave nothing to hold out, or nothing to train on, where the source has no splits of its own."""
+    held_out = config.valid_fraction + config.test_fraction
+    if config.valid_fraction > 0 and held_out < 1:
+        return
+    own = places.find(config)
+    if "valid" not in own and config.valid_fraction == 0:
+        raise UserError(
+            f"data.valid_fraction = {config.valid_fraction} holds nothing of {config.source!r} out, which has no validation split of its own: "
+            "give a share, such as --config.data.valid_fraction=0.05."
+        )
+    held_out -= sum(share for split, share in (("valid", config.valid_fraction), ("test", config.test_fraction)) if split in own)
+    if held_out >= 1:
+        raise UserError(
+            f"data.valid_fraction = {config.valid_fraction} and data.test_fraction = {config.test_fraction} leave nothing of {config.source!r} to "
+            "train on: give smaller shares, such as --config.data.valid_fraction=0.05."
+        )
+
+
+def single_texts(parts: list[sources.Part]) -> list[str]:
+    """The splits that hold a single document, which is a file of text."""
+    uses = [use for part in parts for use in part.uses]
+    found = {split: [use for use in uses if use.split in (split, "")] for split in SPLITS}
+    return [split for split, mine in found.items() if all(use.span.is_text for use in mine) and sum(use.begins for use in mine) == 1]
 
 
 def _content(part: sources.Part) -> list[Any]:
@@ -139,62 +177,9 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """What differs between two plans, in words; of what changes the text, the text itself is not named as well."""
-    words = {"text": "the text is another", "tokenizer": "the tokenizer is another", "format": "it was made by another version"}
-    keys = [key for key in here if there.get(key) != here[key]]
-    if any(key.removeprefix("data.") in ("text_key", "alphabet", "split", "valid_fraction", "test_fraction", "valid_split") for key in keys):
-        keys = [key for key in keys if key != "text"]
-    return ", and ".join(words.get(key, f"{key} = {there.get(key)!r} there and {here[key]!r} here") for key in keys)
-
-
-def _refuse_others(folder: epath.Path) -> None:
-    """Raises UserError for a folder with anything in it that is no preparation, and for what is no folder."""
-    if files.kind(folder) not in (None, "directory"):
-        raise UserError(f"{folder} is a file; name a folder as --output.")
-    # What stands for a folder in a bucket may be an object of the folder's own name.
-    found = [path.name for path in folder.iterdir() if path != folder] if folder.exists() else []
-    begun = (folder / UNFINISHED / "plan.json").exists() or found == [UNFINISHED] and _ours(folder / UNFINISHED)[1]
-    if found and MANIFEST not in found and not begun:
-        raise UserError(f"{folder} is not empty and holds no prepared data (no {MANIFEST}); name a new folder as --output.")
-
-
-@contextlib.contextmanager
-def _alone(folder: epath.Path) -> Iterator[None]:
-    """Keeps a second process of this machine from the same folder, and leaves nothing behind if nothing else was written.
-
-    The lock is the kernel's, so a kill leaves none.
-    """
-    if files.in_bucket(folder) or (folder / MANIFEST).exists():
-        yield
-        return
-    unfinished = folder / UNFINISHED
-    made = list(itertools.takewhile(lambda path: not path.exists(), (unfinished, *unfinished.parents)))
-    with contextlib.ExitStack() as stack:
-        with files.writing(folder):
-            unfinished.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((unfinished / "lock").open("w"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.fstat(file.fileno()).st_nlink:
-                raise BlockingIOError("who had it took it away meanwhile, and another may be there")
-        except BlockingIOError as error:
-            raise UserError(f"another process prepares {folder} at this moment; wait for it, or name another --output.") from error
-        try:
-            yield
-        finally:
-            if unfinished.exists() and [path.name for path in unfinished.iterdir()] == ["lock"]:
-                (unfinished / "lock").unlink()
-                with contextlib.suppress(OSError):  # others may have written into them
-                    for path in made:
-                        path.rmdir()
-
-
-def _whole(folder: epath.Path, plan: dict[str, Any], run: Map, watch: Watch) -> Manifest:
-    """The manifest of a whole folder, if it is what this plan leads to and every byte is there. Removes what a kill may have left of its making."""
+def _whole(folder: epath.Path, run: Map, watch: Watch) -> Manifest:
+    """The manifest of a whole folder, if every byte is there. Removes what a kill may have left of its making."""
     manifest = records.read_manifest(folder)
-    if differences := _differences(manifest.plan, plan):
-        raise UserError(f"{folder} is prepared, but otherwise ({differences}); name another folder as --output.")
     faults = watch("shards verified", len(manifest.shards), run(functools.partial(records.fault, str(folder)), manifest.shards))
     for shard, fault in zip(manifest.shards, faults, strict=True):
         if fault:
@@ -202,51 +187,8 @@ def _whole(folder: epath.Path, plan: dict[str, Any], run: Map, watch: Watch) -> 
     if tokenizers.load(folder / TOKENIZER).fingerprint != manifest.tokenizer_fingerprint:
         raise UserError(f"{folder / TOKENIZER} is not the tokenizer that {folder} was prepared with; put that one back.")
     records.read_token_counts(folder)
-    _take_away(folder / UNFINISHED)
+    outputs.take_away(folder / UNFINISHED)
     return manifest
-
-
-def _begin(folder: epath.Path, plan: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Goes on with what was begun by the same plan; takes away what another plan left."""
-    for left in (path for place in (folder, folder / TOKENIZER) if place.exists() for path in place.iterdir()):
-        if left.name in FINISHING or left.name.startswith(tuple(map(files.partial_name, (*FINISHING, MANIFEST)))):
-            left.unlink()
-    path = folder / UNFINISHED / "plan.json"
-    there = _read(path)
-    if there == plan:
-        return
-    if there is not None:
-        say(f"{folder} is begun anew: {_differences(there, plan)}.")
-    for name in _read(path.with_name(SHARD_NAMES)) or []:
-        (folder / name).unlink(missing_ok=True)
-    _take_away(path.parent, but=("lock", path.name))  # without its plan the folder would not be known for ours
-    files.write_whole(path, json.dumps(plan, indent=2) + "\n")
-
-
-def _ours(unfinished: epath.Path) -> tuple[list[epath.Path], bool]:
-    """What of a folder `unfinished` was written here, and whether that is all of it."""
-    found = [path for path in unfinished.iterdir() if path != unfinished] if unfinished.exists() else []
-    begin = (RESULTS, f".{RESULTS}", *map(files.partial_name, OURS))
-    ours = [path for path in found if path.name in OURS or path.name.startswith(begin)]
-    return ours, len(ours) == len(found)
-
-
-def _take_away(unfinished: epath.Path, but: tuple[str, ...] = ()) -> None:
-    """Removes what was written here, and the folder if nothing else is in it."""
-    ours, all_of_it = _ours(unfinished)
-    for path in ours:
-        if path.name not in but:
-            path.rmtree() if files.kind(path) == "directory" else path.unlink()
-    if all_of_it and not but and not files.in_bucket(unfinished) and unfinished.exists():
-        unfinished.rmdir()
-
-
-def _read(path: epath.Path) -> Any:
-    """What a file of JSON holds; None if it is not there, or was not written by this program."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def _tokenizer(config: DataConfig, parts: list[sources.Part], folder: epath.Path, run: Map, watch: Watch) -> tokenizers.Tokenizer:
@@ -291,7 +233,7 @@ def _made(config: DataConfig, parts: list[sources.Part], run: Map, watch: Watch)
 
 def _fill(job: Job, fillings: list[Filling], vocabulary: int, run: Map, watch: Watch) -> tuple[list[records.Shard], list[int]]:
     """Writes all shards: (shards, how often each token is in those of the train split)."""
-    files.write_whole(job.unfinished / SHARD_NAMES, json.dumps([filling.name for filling in fillings]))
+    files.write_whole(job.unfinished / outputs.SHARD_NAMES, json.dumps([filling.name for filling in fillings]))
     shards, counts = [], np.zeros(vocabulary, np.int64)
     filled: Filled
     for filled in watch("shards written", len(fillings), run(functools.partial(stages.fill, job), fillings)):

@@ -47,6 +47,13 @@ def open_folder(config: DataConfig) -> "Folder":
         raise files.failed(error, f"data.source {config.source!r} cannot be read: {files.reason(error)}.") from error
 
 
+def open_as_made(place: epath.PathLike) -> "Folder":
+    """A prepared folder, with the config that it was made with: to look into it. Raises UserError as `open_folder` does."""
+    path = files.locate(place)
+    about = records.read_manifest(path).config if (path / records.MANIFEST).exists() else {}
+    return open_folder(DataConfig(**about | {"source": str(place), "tokenizer_from": ""}))
+
+
 def _open(path: epath.Path, config: DataConfig) -> "Folder":
     if not (path / records.MANIFEST).exists():
         if (path / records.UNFINISHED).exists():

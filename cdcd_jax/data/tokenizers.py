@@ -202,8 +202,18 @@ def without_pad(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def named(config: DataConfig) -> Tokenizer:
-    """The tokenizer in data.tokenizer_from; PAD, which a run may have added to its own, is no part of it. Raises UserError as `load` does."""
-    return without_pad(load(files.locate(config.tokenizer_from)))
+    """The tokenizer in data.tokenizer_from, or in that run's or prepared folder; PAD, which a run may have added to its own, is no part of it.
+
+    Raises UserError as `load` does, and if there is none.
+    """
+    folder = files.locate(config.tokenizer_from)
+    found = next((place for place in (folder, folder / "tokenizer") if (place / "tokenizer.json").exists()), None)
+    if found is None:
+        raise UserError(
+            f"there is no tokenizer in data.tokenizer_from = {config.tokenizer_from!r}: name a run's workdir, a prepared folder, or the folder "
+            "tokenizer/ in one."
+        )
+    return without_pad(load(found))
 
 
 def _utf8(text: str) -> bytes:

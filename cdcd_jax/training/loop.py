@@ -58,24 +58,30 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
                 f"{directory} has a checkpoint of step {saved:,}, beyond train.num_steps = {config.train.num_steps:,}: give at least {saved:,}."
             )
         probed = workdir.last_step(directory / "telemetry.jsonl") if first else 0
-        if saved == config.train.num_steps and back is None and int(agreement.largest(probed)) >= saved:
+        complete = saved == config.train.num_steps and back is None and int(agreement.largest(probed)) >= saved
+        if complete:
             with clock.phase("checkpoint"):
                 check_sealed(directory, saved)
-            if first:
-                console.print(f"{directory} is complete: {saved:,} steps of {config.train.num_steps:,} are done.", soft_wrap=True)
-            return DONE
+            # Whoever names another text for it must not be told that this one is trained on.
+            if not int(agreement.largest(first and workdir.moved(directory, config))):
+                return say_complete(directory, saved)
         if not first:
             agreement.barrier("the tokenizer is there")
         tokenizer = tokenizers.load(directory / "tokenizer") if there else None
-        corpus = pipeline.load_corpus(config.data, tokenizer, (jax.process_index(), jax.process_count()))
+        began = workdir.read_fingerprint(directory) if first and there else ""
+        corpus = pipeline.load_corpus(config.data, tokenizer, (jax.process_index(), jax.process_count()), began)
         batches = pipeline.batches(corpus.train, config.train.batch_size, config.train.seed, *rows_of(mesh, config.train.batch_size), corpus.pads)
         stack.callback(batches.close)
         if first:
             if not there:
-                workdir.write(directory, config, corpus.tokenizer)
+                workdir.write(directory, config, corpus.tokenizer, corpus.fingerprint)
             agreement.barrier("the tokenizer is there")
         # What all train on must be one text, read alike on all hosts.
         agreement.compare("text", {"the text": corpus.fingerprint, "the tokenizer": corpus.tokenizer.fingerprint})
+        if complete:
+            if first:
+                files.write_whole(directory / "config.json", to_json(config))  # where its text lies now
+            return say_complete(directory, saved)
         checkpoints = Checkpoints(directory, config.checkpoint)
         # A save that another process has part in cannot end when something failed.
         stack.push(lambda kind, *_: None if kind and hosts.several() else checkpoints.close())
@@ -109,6 +115,13 @@ def train(config: Config, directory: epath.Path, clock: Clock, go_back_to: int |
                 )
         loop = Loop(config, directory, corpus, checkpoints, meta, mesh, clock, stop, still_ours)
         return loop.run(make_step(config, sharding, batch_sharding(mesh)), state, saved, batches)
+
+
+def say_complete(directory: epath.Path, steps: int) -> int:
+    """Says that nothing is left to do, in the first process; returns the exit code."""
+    if hosts.first():
+        console.print(f"{directory} is complete: {steps:,} steps of {steps:,} are done.", soft_wrap=True)
+    return DONE
 
 
 class Loop:
@@ -154,6 +167,8 @@ class Loop:
             )
         if there != self.config:  # in what may change
             files.write_whole(self.directory / "config.json", to_json(self.config))
+        if not workdir.read_fingerprint(self.directory):  # of an older version, and its checkpoint had the same
+            workdir.write_fingerprint(self.directory, self.meta["data_fingerprint"])
         self.before = goodput.carried(journal.amend("metrics.jsonl", saved), saved, self.clock.began)
         probed = max((line["step"] for line in journal.amend("telemetry.jsonl", saved) if line["step"] <= saved), default=0)
         return saved > 0 and self.probe_due(saved) and probed < saved

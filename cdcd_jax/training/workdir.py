@@ -1,4 +1,4 @@
-"""A run's folder: config.json and tokenizer/ written once, and the checks that keep two runs from sharing it."""
+"""A run's folder: config.json, tokenizer/ and fingerprints.json, and the checks that keep two runs from sharing it."""
 
 import dataclasses
 import json
@@ -11,11 +11,14 @@ from cdcd_jax.data import files, tokenizers
 from cdcd_jax.training.checkpoint import read_json
 
 # What a start that was killed may have left behind; no run's work is in it.
-BEGINNINGS = ("lock", "tokenizer", "config.json.writable", files.partial_name("config.json"))
+FINGERPRINTS = "fingerprints.json"  # of the text that the run began with
+BEGINNINGS = ("lock", "tokenizer", FINGERPRINTS, "config.json.writable", *map(files.partial_name, ("config.json", FINGERPRINTS)))
 # What may differ when a run goes on: none of these changes what a step computes (beyond rounding), but for how long the schedule is.
 MAY_CHANGE = (
     "train.num_steps", "train.accumulation_steps", "model.remat", "model.scan_unroll", "checkpoint.", "log.", "mesh.", "hosts.", "sample.",
 )  # fmt: skip
+# These as well, where the fingerprints say what the run began with: a text or a prepared folder that was moved is the same.
+PLACES = ("data.source", "data.tokenizer_from")
 
 
 def read_config(workdir: epath.Path) -> Config:
@@ -43,10 +46,33 @@ def prepare(workdir: epath.Path, config: Config) -> bool:
     return False
 
 
-def write(workdir: epath.Path, config: Config, tokenizer: tokenizers.Tokenizer) -> None:
-    """Writes the tokenizer, then config.json, whose presence makes the folder a run's workdir."""
+def write(workdir: epath.Path, config: Config, tokenizer: tokenizers.Tokenizer, data_fingerprint: str) -> None:
+    """Writes tokenizer and fingerprint, then config.json, whose presence makes the folder a run's workdir."""
     tokenizer.save(workdir / "tokenizer")
+    write_fingerprint(workdir, data_fingerprint)
     files.write_whole(workdir / "config.json", to_json(config))
+
+
+def write_fingerprint(workdir: epath.Path, data_fingerprint: str) -> None:
+    """Writes down which text the run began with."""
+    files.write_whole(workdir / FINGERPRINTS, json.dumps({"data_fingerprint": data_fingerprint}) + "\n")
+
+
+def read_fingerprint(workdir: epath.Path) -> str:
+    """The fingerprint of the text that the run began with; "" for a run of an older version, whose checkpoints alone hold it."""
+    path = workdir / FINGERPRINTS
+    if not path.exists():
+        return ""
+    found = read_json(path)
+    if not (isinstance(found, dict) and isinstance(found.get("data_fingerprint"), str)):
+        raise UserError(f"{path} is damaged: it must hold the data_fingerprint with which the run began; restore it.")
+    return found["data_fingerprint"]
+
+
+def moved(workdir: epath.Path, config: Config) -> bool:
+    """Whether the config names another place for the run's text or tokenizer than the workdir's does."""
+    there, here = flat(dataclasses.asdict(read_config(workdir))), flat(dataclasses.asdict(config))
+    return any(there[key] != here[key] for key in PLACES)
 
 
 def lines(path: epath.Path) -> list[dict[str, Any]]:
@@ -104,9 +130,18 @@ def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 def _compare(workdir: epath.Path, config: Config) -> None:
     there, here = flat(dataclasses.asdict(read_config(workdir))), flat(dataclasses.asdict(config))
+    may_change = MAY_CHANGE + (PLACES if (workdir / FINGERPRINTS).exists() else ())
     for key, value in here.items():
-        if there[key] != value and not key.startswith(MAY_CHANGE):
+        if there[key] != value and not key.startswith(may_change):
             raise UserError(
                 f"{workdir} holds a run with {key} = {there[key]!r}, and this config has {value!r}; "
                 f"name another --workdir, or give --config.{key}={there[key]}."
+            )
+    # The run's own tokenizer is what it goes on with, so nobody else would look at the one that is named.
+    if config.data.tokenizer_from and there["data.tokenizer_from"] != config.data.tokenizer_from:
+        own = tokenizers.without_pad(tokenizers.load(workdir / "tokenizer"))
+        if tokenizers.named(config.data).fingerprint != own.fingerprint:
+            raise UserError(
+                f"data.tokenizer_from = {config.data.tokenizer_from!r} is not the tokenizer that {workdir} began with: leave it out, or name another "
+                "--workdir."
             )

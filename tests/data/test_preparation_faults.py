@@ -159,22 +159,37 @@ def test_what_is_damaged_is_done_again(config, tmp_path, name):
         ({"split": "hash"}, "data.split = 'auto' there and 'hash' here"),  # which is what auto means for this source: the text is the same
     ],
 )
-def test_another_plan_begins_anew_or_is_refused(config, tmp_path, change, said):
-    """What was unfinished is taken away, shards and all, and not what others put there; a whole folder is left as it is."""
+def test_another_plan_is_refused(config, tmp_path, change, said):
+    """Once a part is finished, and all the more once all is; what is there is left as it is, and goes on. Before that it is begun anew."""
     if "source" in change:
         change = {"source": str(corpora.write(tmp_path / "other.jsonl", corpora.json_lines(corpora.documents(61))))}
     other = dataclasses.replace(config, **change)
-    prepare(other, tmp_path / "undisturbed")
-    folder = unfinished(config, tmp_path / "out")
-    (folder / "letter.txt").write_text("to my heirs")
+    for number in (1, None):
+        folder = tmp_path / "out"
+        unfinished(config, folder, stages.tokenise, number) if number else prepare(config, folder)
+        before = tiny.snapshot(folder)
+        what, way = ("partly prepared", f", or remove {folder} to begin anew") if number else ("prepared", "")
+        with pytest.raises(UserError) as error:
+            prepare(other, folder)
+        assert str(error.value) == f"{folder} is {what}, but otherwise ({said}); name another folder as --output{way}."
+        assert tiny.snapshot(folder) == before
+    early = unfinished(config, tmp_path / "early", stages.tokenise, 0)
+    (early / "letter.txt").write_text("to my heirs")
     heard: list[str] = []
-    prepare(other, folder, said=heard)
-    assert heard == [f"{folder} is begun anew: {said}."]
-    assert content(folder) == content(tmp_path / "undisturbed") | {"letter.txt": b"to my heirs"}
-    before = tiny.snapshot(folder)
-    with pytest.raises(UserError, match="is prepared, but otherwise .*; name another folder as --output"):
-        prepare(config, folder)
-    assert tiny.snapshot(folder) == before
+    prepare(other, early, said=heard)
+    prepare(other, tmp_path / "undisturbed")
+    assert heard == [f"{early} is begun anew: {said}."]
+    assert content(early) == content(tmp_path / "undisturbed") | {"letter.txt": b"to my heirs"}
+
+
+def test_shards_of_another_plan_are_taken_away(config, tmp_path):
+    """Where all that was finished is gone but for them, which others of their names might be taken for."""
+    other = dataclasses.replace(config, packing="pad")
+    folder = unfinished(config, tmp_path / "out")
+    shutil.rmtree(folder / "unfinished" / "tokens")
+    prepare(other, folder)
+    prepare(other, tmp_path / "undisturbed")
+    assert content(folder) == content(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize(
@@ -279,9 +294,11 @@ def test_a_text_that_changes_meanwhile_leads_to_nothing_that_looks_whole(config,
     with pytest.raises(UserError, match="lines.jsonl.* changed while it was read"):
         prepare(config, tmp_path / "out", run)
     assert not (tmp_path / "out" / "manifest.json").exists()
-    heard: list[str] = []
-    prepare(config, tmp_path / "out", said=heard)
-    assert heard == [f"{tmp_path / 'out'} is begun anew: the text is another."]
+    if (tmp_path / "out" / "unfinished" / "tokens" / "000000.json").exists():
+        with pytest.raises(UserError, match="is partly prepared, but otherwise .the text is another.; name another folder as --output, or remove"):
+            prepare(config, tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
+    prepare(config, tmp_path / "out")
     read_back.compare(config, epath.Path(tmp_path / "out"))
 
 
@@ -330,13 +347,13 @@ def test_too_little_text_is_refused(tmp_path):
     for text, change, said in (
         ("a few words", {}, "the train split of .* has . tokens, fewer than one row of data.sequence_length = 16"),
         ("some more words " * 8, {}, "the valid split of .* has 2. tokens, fewer than two rows"),
-        ("some more words " * 8, {"valid_fraction": 0.0}, "the valid split of .* has 0 tokens, fewer than two rows"),
+        ("some more words " * 8, {"valid_fraction": 0.0}, "data.valid_fraction = 0.0 holds nothing of .* out"),
         ("some more words " * 20, {"test_fraction": 0.01}, "the test split of .* has . tokens, fewer than two rows"),
     ):
         source = str(corpora.write(tmp_path / "short.txt", text))
         with pytest.raises(UserError, match=said):
             prepare(dataclasses.replace(CHARS, source=source, **change), tmp_path / "out")
-    assert not (tmp_path / "out" / "manifest.json").exists()
+        assert not (tmp_path / "out").exists()  # nor anything that is in the way of what is put right
 
 
 def test_a_tokenizer_that_does_not_fit_is_told(config, tmp_path):

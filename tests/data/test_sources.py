@@ -443,6 +443,11 @@ def test_splits_in_the_names_of_files(tmp_path):
         corpora.write(tmp_path / name / "0.jsonl.gz", corpora.json_lines(DOCUMENTS if name == "train" else ["held out"]))
     found = documents(config(tmp_path / "{split}" / "*.jsonl.gz", test_fraction=0.5))
     assert sorted(found["train"] + found["test"]) == sorted(DOCUMENTS) and len(found["test"]) > 50 and found["valid"] == ["held out"]
+    held_out = sources.load_texts(config(tmp_path / "wiki.{split}.txt", valid_split="test"))
+    assert {name: text.split(",")[0] for name, text in held_out.items()} == {"train": "text for train", "valid": "text for test"}
+    for word, said in (("train", "'train' names the training files of .*, which cannot"), ("tset", "no file for valid: there is no .*tset")):
+        with pytest.raises(UserError, match=said):
+            sources.load_texts(config(tmp_path / "wiki.{split}.txt", valid_split=word))
     corpora.write(tmp_path / "only.train.txt", PROSE)
     assert "matches no file for valid: there is no" in refused(tmp_path / "only.{split}.txt") and "dev.txt" in refused(tmp_path / "only.{split}.txt")
     assert "matches no file for train: there is no" in refused(tmp_path / "none.{split}.txt")
@@ -456,7 +461,7 @@ def test_splits_in_the_names_of_files(tmp_path):
         ({"source": "*.txt"}, "' of data.source hold the same text, of which the end of all would be held out"),
         ({"source": "*.txt", "split": "hash"}, "b.txt' holds 1 different text, and 2 splits need as many, since none is divided; give more files,"),
         ({"valid_fraction": 0.6, "test_fraction": 0.5}, "data.valid_fraction = 0.6 and data.test_fraction = 0.5 must not be more than 1 together."),
-        ({"valid_split": "test"}, "data.valid_split = 'test' names a split of a data set"),
+        ({"valid_split": "test"}, "'a.txt' has none: give --config.data.valid_split= and a share of"),
         ({"source": "tdfs:lm1b"}, "'tdfs' is no kind of data set (did you mean \"tfds\"?)."),
     ],
 )  # fmt: skip

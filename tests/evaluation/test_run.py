@@ -25,9 +25,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     work = tiny.shared_trainer()
     state, _ = work.run(work.init(), 5)
     config = tiny.config({"data.source": str(folder / "corpus.txt")})
-    workdir_lib.write(epath.Path(folder / "run"), config, tiny.TOKENIZER)
+    fingerprint = load_corpus(config.data, tiny.TOKENIZER).fingerprint
+    workdir_lib.write(epath.Path(folder / "run"), config, tiny.TOKENIZER, fingerprint)
     checkpoints = Checkpoints(epath.Path(folder / "run"), CheckpointConfig())
-    meta = {"tokenizer_fingerprint": tiny.TOKENIZER.fingerprint, "data_fingerprint": load_corpus(config.data, tiny.TOKENIZER).fingerprint}
+    meta = {"tokenizer_fingerprint": tiny.TOKENIZER.fingerprint, "data_fingerprint": fingerprint}
     checkpoints.save(5, state, {}, meta)
     checkpoints.close()
     return folder / "run"
@@ -93,12 +94,23 @@ def test_another_tokenizer(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
 
 def test_another_text(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """It would be scored on what may have been trained on."""
+    other = tmp_path / "other.txt"
+    other.write_text(tiny.corpus().replace("black", "clack"))
+    with pytest.raises(UserError, match="other.txt' is not the text that this run was trained on, by its content"):
+        cdcd_jax.load_run(saved, source=other).corpus()
+
+
+def test_a_text_that_was_moved(saved: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its content decides; where it was trained need not be there any more, nor the tokenizer that the run took."""
+    (tmp_path / "here.txt").write_text(tiny.corpus())
     shutil.copytree(saved, tmp_path / "run")
-    (tmp_path / "other.txt").write_text(tiny.corpus().replace("black", "clack"))
-    text = (tmp_path / "run" / "config.json").read_text()
-    (tmp_path / "run" / "config.json").write_text(text.replace(str(saved.parent / "corpus.txt"), str(tmp_path / "other.txt")))
-    with pytest.raises(UserError, match="is not the text that .* was trained on"):
+    text = (tmp_path / "run" / "config.json").read_text().replace(str(saved.parent / "corpus.txt"), "gone.txt")
+    (tmp_path / "run" / "config.json").write_text(text.replace('"tokenizer_from": ""', '"tokenizer_from": "gone"'))
+    with pytest.raises(UserError, match="'gone.txt' does not exist; .* if the text of .*run lies elsewhere now, give --source=PLACE."):
         cdcd_jax.load_run(tmp_path / "run").corpus()
+    monkeypatch.chdir(tmp_path)
+    run = cdcd_jax.load_run("run", source="here.txt")
+    assert run.corpus().fingerprint == run.model.data_fingerprint
 
 
 def test_a_config_that_does_not_fit_the_weights(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -43,7 +43,7 @@ class Life:
     def __init__(self, folder: pathlib.Path):
         self.directory, self.clock = epath.Path(folder), Clock()
         if not workdir.prepare(self.directory, CONFIG):
-            workdir.write(self.directory, CONFIG, tiny.TOKENIZER)
+            workdir.write(self.directory, CONFIG, tiny.TOKENIZER, "f")
         self.checkpoints = Checkpoints(self.directory, CONFIG.checkpoint)
         self.start = self.checkpoints.latest_step() or 0
         self.stop = Stop(self.clock)
