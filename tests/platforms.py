@@ -33,6 +33,7 @@ hang) printf 'half a line'; exec sleep 30 ;;
 told) trap 'exit 75' TERM; kill -TERM $PPID; sleep 5 >/dev/null 2>&1 & wait ;;
 stoppable) trap 'exit 75' TERM; touch $me.running; sleep 30 >/dev/null 2>&1 & wait ;;
 taken) echo PREEMPTED >{folder}/vms/${{STUB_HOST%%-w-*}}/state; exec sleep 30 ;;
+gone) kill -9 $PPID; exit ;;
 lost) touch {folder}/unreachable; sleep 1; exit 0 ;;
 deleted) rm -r {folder}/vms {folder}/queue; exec sleep 30 ;;
 *) exit $word ;;

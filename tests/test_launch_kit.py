@@ -62,7 +62,7 @@ RULES = [
     (["0", "7"], [], 7, ""),
     (["75 0", "told 0"], ["--max-restarts=0"], 0, "(this does not count as a restart)"),
     (["taken 0", "hang 0"], ["--max-restarts=0"], 0, "the platform took a: making it anew (this does not count as a restart)"),
-    (["lost", "0"], [], 0, "which the platform calls ready: its job goes on"),
+    (["lost", "0"], [], 0, "which the platform calls ready: what runs there goes on"),
     (["hang 0", "75 0"], [], 0, "1 of 2 workers did not end within 1 s of the others: killed."),
     (["deleted", "hang"], [], 2, "there is no a in z: launch/tpu_vm.sh create --name=a --zone=z --topology=v5e:4x4 makes it."),
 ]
@@ -109,6 +109,75 @@ def test_tpu_vm_goes_on_without_its_terminal_and_stops_on_request(
     kill(second.pid, number)
     _, err = second.communicate(timeout=100)
     assert second.returncode == 75 and "telling all workers to stop: they save first" in err and "again" not in err
+
+
+def test_tpu_vm_stop_ends_the_job_that_run_watches(platform: Platform) -> None:
+    """On the workers that is a SIGTERM, as the platform's is, after which all would be started again."""
+    platform.machines("a")
+    platform.lives(a_w_0="stoppable 0", a_w_1="stoppable 0")
+    watching = platform.start("launch/tpu_vm.sh", "run", *TPU, *TRAINER)
+    for index in range(2):
+        wait_until(platform.folder / "lives" / f"a-w-{index}.running")
+    assert platform.run("launch/tpu_vm.sh", "stop", *VM)[0] == 0
+    _, err = watching.communicate(timeout=100)
+    assert watching.returncode == 75 and "stopped by launch/tpu_vm.sh stop, or by Ctrl-C in another terminal: not started again;" in err, err
+    assert platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER)[0] == 0  # the same command goes on
+
+
+def test_tpu_vm_stop_between_two_lives_is_heard(platform: Platform) -> None:
+    """All have ended with 75, and are about to be started again."""
+    platform.machines("a")
+    platform.lives(a_w_0="told 0", a_w_1="75 0")
+    watching = platform.start("launch/tpu_vm.sh", "run", *TPU, *TRAINER, TAKEN_SECONDS="3")
+    assert watching.stderr and any("workers ended with" in line for line in watching.stderr)
+    assert platform.run("launch/tpu_vm.sh", "stop", *VM)[0] == 0
+    _, err = watching.communicate(timeout=100)
+    assert watching.returncode == 75 and "stopped by launch/tpu_vm.sh stop" in err, err
+
+
+# What the workers of TPUs under repair come back with: a worker that had lost contact, and the other one; the code at the end, and the lives of both.
+REPAIRED = [("lost", "2 0", 2, [1, 1]), ("lost", "0", 0, [1, 1]), ("lost 0", "gone 0", 0, [2, 2]), ("lost 0", "hang 0", 0, [2, 2])]
+
+
+@pytest.mark.parametrize(("lost", "other", "code", "lives"), REPAIRED)
+def test_tpu_vm_watches_the_same_life_on_after_a_repair(platform: Platform, lost: str, other: str, code: int, lives: list[int]) -> None:
+    """What has ended with 0, 1 or 2 is never started again; where a process is gone, that is one restart."""
+    platform.machines("a")
+    platform.lives(a_w_0=lost, a_w_1=other)
+    platform.answer("gcloud compute tpus tpu-vm describe", (0, "REPAIRING\n", ""), (0, "REPAIRING\n", ""), (0, "READY\n", ""))
+    ended, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER, PAUSE="0.5", GRACE="1")
+    assert ended == code and len(re.findall("again \\(\\d", err)) == max(lives) - 1, err
+    assert [len(list((platform.folder / "vms/a" / f"a-w-{index}" / "cdcd_jobs").iterdir())) for index in range(2)] == lives
+
+
+@pytest.mark.parametrize(("first", "second", "code"), [("0 0", "stoppable", 75), ("2 0", "stoppable", 2)])
+def test_tpu_vm_watches_on_what_has_ended_on_some_while_nobody_looked(platform: Platform, first: str, second: str, code: int) -> None:
+    platform.machines("a")
+    platform.lives(a_w_0=first, a_w_1=second)
+    left = platform.start("launch/tpu_vm.sh", "run", *TPU, "--max-restarts=0", *TRAINER, GRACE="60")
+    wait_until(platform.folder / "lives" / "a-w-1.running")
+    left.kill()
+    left.communicate()
+    ended, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, "--max-restarts=0", *TRAINER, GRACE="1")
+    assert ended == code and "this job runs on a already: watching it." in err, err
+    assert f"workers ended with {first[0]} 137\n" in err or f"workers ended with 137 {first[0]}\n" in err, err
+
+
+def test_tpu_vm_starts_on_the_slice_that_a_failed_call_did_not_reach(platform: Platform) -> None:
+    platform.machines("a-0", "a-1")
+    platform.lives(a_0_w_0="0 0", a_0_w_1="0 0", a_1_w_0="0 0", a_1_w_1="0 0")
+    (platform.folder / "unreachable").touch()  # one call fails
+    code, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, "--slices=2", *TRAINER)
+    assert code == 0 and "no connection to 'a-" in err and "what runs there goes on; trying again." in err, err
+    assert all(len(list(home.iterdir())) == 1 for home in platform.folder.glob("vms/*/*/cdcd_jobs"))
+
+
+def test_tpu_vm_says_how_to_end_what_it_cannot_reach(platform: Platform) -> None:
+    platform.machines("a")
+    platform.answer("gcloud compute tpus tpu-vm ssh", (255, "", "Permission denied (publickey).\n"))
+    code, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER, FIRST_PATIENCE="1")
+    assert code == 2 and "nothing" not in err and err.splitlines()[-1].startswith("error: no contact with a for 1 s (Permission denied (publickey))")
+    assert "launch/tpu_vm.sh stop --name=a --zone=z ends it, and launch/tpu_vm.sh delete --name=a --zone=z removes all." in err
 
 
 def test_a_call_that_is_ended_before_it_began_takes_nothing_along(platform: Platform) -> None:
