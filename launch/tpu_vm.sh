@@ -250,16 +250,23 @@ run() {
 }
 
 show_run() {
+  local node
   note "whether the platform answers at all:"
   quoted gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
-  note "starts the job on all workers, detached:"
-  on_workers "$on_vm start LIFE $(printf '%q ' "${ARGS[@]}")"
-  note "again and again, until it has ended on all of them:"
+  note "starts the job on all workers, detached (BEFORE is the life before it, or none):"
+  on_workers "$on_vm start LIFE BEFORE $(printf '%q ' "${ARGS[@]}")"
+  note "again and again, until it has ended on one of them, and then on all of them:"
   on_workers "$on_vm wait LIFE ${POLL:-20}"
+  on_workers "$on_vm wait LIFE 2"
+  note "Ctrl-C:"
+  on_workers "$on_vm stop LIFE TERM"
+  note "some have not ended $grace s after another one:"
+  on_workers "$on_vm stop LIFE KILL"
   note "one ended with 1 or 2: its last $last_lines lines, and the end; one ended with 75 or was killed: the same, then all again, $opt_max_restarts times at most:"
   on_workers "$on_vm tail LIFE $last_lines"
   note "cannot be reached: asks the platform; where that took the TPUs, they are made anew, and the job is started there:"
-  quoted gcloud compute tpus tpu-vm describe "${nodes[0]}" "${where[@]}" "--format=value(state)"
+  for node in "${nodes[@]}"; do quoted gcloud compute tpus tpu-vm describe "$node" "${where[@]}" "--format=value(state)"; done
+  quoted gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
   delete
   create
   setup

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -130,6 +131,14 @@ def belongs(pid: int, folder: pathlib.Path) -> bool:
         return f"STUBS={folder}\0".encode() in pathlib.Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return False
+
+
+def wait_until(path: pathlib.Path) -> None:
+    """Returns when the file is there."""
+    end = time.monotonic() + 100
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.02)
 
 
 def write_trainer(folder: pathlib.Path, path: pathlib.Path) -> None:

@@ -5,12 +5,11 @@ import pathlib
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.platforms import COMMANDS, ROOT, Platform, open_platform
+from tests.platforms import COMMANDS, ROOT, Platform, open_platform, wait_until
 
 VM = ["--name=a", "--zone=z"]
 TPU = [*VM, "--topology=v5e:4x4"]
@@ -82,13 +81,6 @@ def test_tpu_vm_restarts(platform: Platform, lives: list[str], options: list[str
     if "taken 0" in lives:
         verbs = [call[4] for call in platform.calls("gcloud", "compute", "tpus") if call[4] in ("delete", "create", "scp")]
         assert verbs == ["delete", "create", "scp"]
-
-
-def wait_until(path: pathlib.Path) -> None:
-    end = time.monotonic() + 100
-    while not path.exists():
-        assert time.monotonic() < end, path
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("kill", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)])
@@ -229,6 +221,8 @@ def test_tpu_vm_says_how_to_remove_a_request_that_failed(platform: Platform) -> 
 
 # One process
 
+LEFT_OVER = ["JAX_PLATFORMS", "TPU_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS", "TPU_CHIPS_PER_PROCESS_BOUNDS"]
+
 
 def worker(platform: Platform, *words: str, kind: str = "gke", **changes: str) -> tuple[int, str, str]:
     trainer = {"PYTHON": str(platform.folder / "trainer"), "PLATFORM": kind}
@@ -237,11 +231,11 @@ def worker(platform: Platform, *words: str, kind: str = "gke", **changes: str) -
 
 @pytest.mark.parametrize(
     ("kind", "kept", "port"),
-    [("gke", "MEGASCALE_SLICE_ID TPU_WORKER_ID", ""), ("tpu_vm", "", "8476"), ("slurm", "", str(61440 + (4000 + 100) % 4096))],
+    [("gke", f"MEGASCALE_SLICE_ID TPU_WORKER_ID {' '.join(LEFT_OVER)}", ""), ("tpu_vm", "", "8476"), ("slurm", "", str(61440 + (4000 + 100) % 4096))],
 )
 def test_worker_keeps_what_its_platform_sets_and_nothing_else(platform: Platform, kind: str, kept: str, port: str) -> None:
     platform.lives(laptop="0", _0="0")
-    names = ["MEGASCALE_SLICE_ID", "TPU_WORKER_ID", "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"]
+    names = ["MEGASCALE_SLICE_ID", "TPU_WORKER_ID", "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", *LEFT_OVER]
     slurm = {"SLURM_JOB_ID": "4000", "SLURM_RESTART_COUNT": "100", "SLURM_PROCID": "0"} if kind == "slurm" else {}
     code, _, err = worker(platform, "--workdir=gs://b/r", kind=kind, **dict.fromkeys(names, "5"), **slurm, STUB_HOST="laptop")
     assert code == 0
@@ -257,15 +251,17 @@ def test_worker_waits_for_devices_that_another_process_holds(platform: Platform)
     platform.lives(laptop="0 0")
     place = {"STUB_HOST": "laptop", "DEVICES": str(device)}
 
-    def holds_it(*command: str) -> subprocess.Popen[bytes]:
+    def holds_it(name: str, **changes: str) -> subprocess.Popen[bytes]:
         with device.open() as held:
-            return subprocess.Popen(command, stdin=held)
+            return subprocess.Popen(["bash", "-c", f"exec -a {name} sleep 60"], stdin=held, env=os.environ | changes)
 
-    with holds_it("sleep", "60") as other:
-        code, _, err = worker(platform, "--workdir=gs://b/r", **place)
-        other.kill()
-    assert code == 2 and f"error: process {other.pid} (sleep 60 ) on laptop holds the device: end it there with kill {other.pid}.\n" in err
-    with holds_it("bash", "-c", "exec -a cdcd_jax.train sleep 60") as crashed:
+    for name in ("another", "cdcd_jax.train"):  # the second one was started by hand
+        with holds_it(name) as other:
+            code, _, err = worker(platform, "--workdir=gs://b/r", **place)
+            other.kill()
+        said = f"error: process {other.pid} ({name} 60 ) on laptop holds the device: end it there with kill {other.pid}.\n"
+        assert code == 75 and said in err, err  # it may have ended when the job is started again
+    with holds_it("cdcd_jax.train", PLATFORM="gke") as crashed:
         code, _, err = worker(platform, "--workdir=gs://b/r", **place)
         crashed.kill()
     assert code == 0 and f"process {crashed.pid} of an earlier life still holds the device: killed." in err
@@ -306,6 +302,16 @@ def test_slurm_restarts(platform: Platform, lives: str, options: list[str], code
         index = lives.split("|").index(str(code))
         assert f"the last lines of process {index} (slurm/7/0/{index}.log):" in said and said.rstrip().endswith("Error: the last line of it")
         assert not platform.calls("scontrol")
+
+
+def test_slurm_logs_are_those_of_the_name(platform: Platform) -> None:
+    launch = platform.project() / "launch"
+    (launch.parent / "slurm").mkdir()
+    for name in ("a-7", "a-b-8", "a-2-9"):
+        (launch.parent / "slurm" / f"{name}.out").write_text(f"said by {name}\n")
+    assert platform.run(launch / "slurm.sh", "logs", "--name=a")[:2] == (0, "said by a-7\n")
+    code, _, err = platform.run(launch / "slurm.sh", "logs", "--name=b")
+    assert code == 2 and err == "error: the job b has written nothing yet: squeue --me tells why.\n"
 
 
 def test_slurm_does_not_queue_a_cancelled_job_again(platform: Platform) -> None:
@@ -373,7 +379,7 @@ MISTAKES = [
     ("slurm.sh run --name=a --nodes=1 --gpus=8", "the trainer's flags are missing"),
     ("slurm.sh setup --accelerator=cuda11 --dry-run", "--accelerator=cuda11 is none of tpu, cuda12, cuda13 and cpu."),
     ("image.sh --image=i --accelerator=gpu", "--accelerator=gpu is none of tpu, cuda12, cuda13 and cpu."),
-    ("install.sh gpu", "usage: launch/install.sh tpu|cuda12|cuda13|cpu, not 'gpu'."),
+    ("install.sh gpu", "usage: launch/install.sh [--dry-run] tpu|cuda12|cuda13|cpu, not 'gpu'."),
 ]  # fmt: skip
 
 
