@@ -88,7 +88,8 @@ stop)
   [[ $1 == KILL || ! -d $folder ]] || touch "$folder/stopped" # also where it has just ended: it is not to be started again
   if alive "$folder"; then
     if [[ $1 == KILL ]]; then
-      kill -s KILL -- "-$(cat "$folder/pid")"
+      read -r pid <"$folder/pid"
+      kill -s KILL -- "-$pid" 2>/dev/null || kill -s KILL "$pid" # right after its start it leads no group yet
       echo 137 >"$folder/0.code"
     else
       kill -s "$1" "$(cat "$folder/pid")" # worker.sh passes it on to the trainer alone, and not to what that started

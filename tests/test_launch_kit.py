@@ -369,6 +369,8 @@ MISTAKES = [
     ("tpu_vm.sh create --name=a --zone=z --spot=1", "--spot takes no value, not '1'."),
     (f"{RUN} --config=c", "unknown option --config=c (known: "),
     (f"{RUN} -- --config=configs/dmo.py", "the config file configs/dmo.py does not exist in "),
+    (f"{RUN} -- --config=tests/tiny.py", "the config file tests/tiny.py is not among what the machines get of "),
+    (f"{RUN} -- --config=./docs/RESULTS.md", "the config file docs/RESULTS.md is not among what the machines get of "),
     (f"{RUN} -- --config=configs/demo.py", "the trainer's flags are missing: -- --config=configs/... --workdir=gs://..."),
     (f"{RUN} -- --workdir=runs/a", "--workdir=runs/a must begin with gs://: only there all machines see it"),
     (f"{RUN} --max-restarts=x -- --workdir=gs://b/r", "--max-restarts=x must be a whole number of at least 0."),
