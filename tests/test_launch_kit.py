@@ -1,4 +1,4 @@
-"""The launchers for clusters (tpu_vm.sh: test_launch_tpu.py), and the process on a machine, against stand-ins of the platforms' commands (platforms.py): their restarts, what they say, and what they call."""
+"""Launchers other than tpu_vm.sh, and the process on a machine, against stand-ins of the platforms' commands (platforms.py); mistakes."""
 
 import os
 import pathlib
