@@ -84,7 +84,8 @@ need() {
   [[ -n $opt_dry_run ]] || command -v "$1" >/dev/null || die "there is no $1 here: $2"
 }
 
-# The trainer's flags: a config that the machines will have, and a workdir that outlives them, and that all of them see. Sets workdir.
+# The trainer's flags: a config that the machines will have, and a workdir that outlives them, and that all of them see, as $1 begins: with "" it is a
+# folder, and the project itself lies where the machines see it. Sets workdir.
 check_trainer_flags() {
   local flag file
   workdir=""
@@ -94,7 +95,9 @@ check_trainer_flags() {
     --config=*)
       file=${flag#*=}
       file=${file%%:*}
-      [[ -f $root/$file || $file == /* ]] || die "the config file $file does not exist in $root, which is what the machines get."
+      file=${file#./}
+      [[ -f $root/$file || $file == /* ]] || die "the config file $file does not exist in $root."
+      [[ -z $1 || $file == /* || " $shipped " == *" ${file%%/*} "* ]] || die "the config file $file is not among what the machines get of $root: put it into configs/."
       ;;
     esac
     [[ $flag == *[[:cntrl:]]* ]] && die "a flag of the trainer holds a line break or another control character: $(printf %q "$flag")."

@@ -32,10 +32,16 @@ python=${PYTHON:-$root/.venv/bin/python}
 command -v "$python" >/dev/null || die "there is no $python: run make install first, or name an interpreter in PYTHON."
 [[ $grace =~ ^[0-9]+$ ]] || die "GRACE=$grace must be a whole number of seconds."
 
+# process PORT INDEX ARGS...: sets command, which runs one of the processes.
+process() {
+  command=(env "JAX_COORDINATOR_ADDRESS=localhost:$1" "JAX_NUM_PROCESSES=$count" "JAX_PROCESS_ID=$2" PYTHONUNBUFFERED=1 "$python" -m cdcd_jax.train "${@:3}")
+}
+
 if [[ -n $opt_dry_run ]]; then
   note "all at once, with a free port of this machine:"
   for ((index = 0; index < count; index++)); do
-    quoted env JAX_COORDINATOR_ADDRESS=localhost:PORT JAX_NUM_PROCESSES="$count" JAX_PROCESS_ID="$index" "$python" -m cdcd_jax.train "$@"
+    process PORT "$index" "$@"
+    quoted "${command[@]}"
   done
   note "one ended with 75 or was killed: all again, $max_restarts times at most"
   exit 0
@@ -78,8 +84,8 @@ run_all() {
   pids=()
   passed=()
   for ((index = 0; index < count; index++)); do
-    JAX_COORDINATOR_ADDRESS=localhost:$port JAX_NUM_PROCESSES=$count JAX_PROCESS_ID=$index PYTHONUNBUFFERED=1 \
-      "$python" -m cdcd_jax.train "$@" </dev/null > >(label "$index") 2> >(label "$index" >&2) &
+    process "$port" "$index" "$@"
+    "${command[@]}" </dev/null > >(label "$index") 2> >(label "$index" >&2) &
     pids+=($!)
   done
   if [[ -n $stopping ]]; then # it came while they were being started: for those that it did not reach

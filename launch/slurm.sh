@@ -15,6 +15,7 @@
 set -uo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+shopt -s extglob nullglob
 
 verb=${1-}
 (($#)) && shift
@@ -41,7 +42,7 @@ jobs_of_name() {
 case $verb in
 setup)
   check_accelerator "${opt_accelerator:=cuda12}"
-  act "$launch/install.sh" "$opt_accelerator"
+  "$launch/install.sh" ${opt_dry_run:+--dry-run} "$opt_accelerator"
   ;;
 run)
   required nodes gpus
@@ -59,13 +60,16 @@ run)
     [[ -z $taken ]] || die "the name $opt_name is taken by your job ${taken//$'\n'/ }: choose another, or cancel that one with: $removal."
   fi
   act mkdir -p "$root/slurm" || die "$root/slurm cannot be made."
-  MAX_RESTARTS=$opt_max_restarts try_to "queue the job $opt_name" "$removal" sbatch --job-name="$opt_name" --chdir="$root" \
+  try_to "queue the job $opt_name" "$removal" sbatch --job-name="$opt_name" --chdir="$root" \
     --output="$root/slurm/%x-%j.out" --nodes="$opt_nodes" --ntasks-per-node="$opt_gpus" --gpus-per-node="$opt_gpus" \
     ${opt_cpus:+--cpus-per-task="$opt_cpus"} ${opt_time:+--time="$opt_time"} ${opt_partition:+--partition="$opt_partition"} \
-    ${opt_account:+--account="$opt_account"} ${opt_qos:+--qos="$opt_qos"} "$launch/slurm.sbatch" "${ARGS[@]}"
+    ${opt_account:+--account="$opt_account"} ${opt_qos:+--qos="$opt_qos"} "$launch/slurm.sbatch" --max-restarts="$opt_max_restarts" "${ARGS[@]}"
+  note "which runs on the first node, and has srun run launch/worker.sh for each GPU, until it ends or is queued again"
   ;;
 logs)
-  act tail -n 40 "$root/slurm/$opt_name"-*.out || die "the job $opt_name has written nothing yet: squeue --me tells why."
+  found=("$root/slurm/$opt_name"-+([0-9]).out) # after the name comes the number of the job: another one's name may begin like this one's
+  ((${#found[@]})) || die "the job $opt_name has written nothing yet: squeue --me tells why."
+  act tail -n 40 "${found[@]}"
   ;;
 delete) try_to "cancel the job $opt_name" "$removal" scancel --me --name="$opt_name" ;;
 esac

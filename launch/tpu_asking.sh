@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What launch/tpu_vm.sh asks the workers and the platform, for `source`: nodes, where, name and removal are its.
+# What launch/tpu_vm.sh asks the workers and the platform, for `source`: nodes, where, name, mine and removal are its.
 # shellcheck disable=SC2034,SC2154 # read_options sets opt_..., and who sources this sets and reads the rest
 
 # Runs a command on every worker of every slice at once. What they said is in $scratch/said; fails when any of them could not be reached.
@@ -27,11 +27,11 @@ on_workers() {
   return "$failed"
 }
 
-# Prints what the job itself said in the last call, and sets what the workers answered: how many are running or busy, and what of (HOST=LIFE or
-# HOST=CODE ...) and told. No other command is called for it: Ctrl-C ends that as well, and half an answer would be taken for the whole.
+# Prints what the job itself said in the last call, and sets what the workers answered: how many are running, busy or were stopped, and what of
+# (HOST=LIFE or HOST=CODE ...) and told. No other command is called for it: Ctrl-C ends that as well, and half an answer would be taken for the whole.
 sort_out() {
   local node line host word value mark
-  answers="" running=0 busy=0 told=""
+  answers="" running=0 busy=0 stopped=0 told=""
   for node in "${nodes[@]}"; do
     while IFS= read -r line; do
       if [[ $line != "@ "* ]]; then
@@ -41,11 +41,22 @@ sort_out() {
       read -r _ host word value mark <<<"$line"
       [[ $word != running ]] || running=$((running + 1))
       [[ $word != busy ]] || busy=$((busy + 1))
+      [[ $word != stopped ]] || stopped=$((stopped + 1))
       answers+="$host=$value "
       told+=$mark
     done <"$scratch/$node.said"
   done
   [[ -n $answers ]]
+}
+
+# After a call that did not reach all workers: waits a while where the platform calls them ready, for $1 seconds in all since $lost, and fails where
+# it does not.
+bear() {
+  [[ $(state_of_tpus) == ready ]] || return 1
+  : "${lost:=$SECONDS}"
+  ((SECONDS - lost < $1)) || die "no contact with $name for $1 s ($(words_of "$scratch/words")), though the platform calls it ready: its job may run there; launch/tpu_vm.sh stop $mine ends it, and $removal removes all."
+  say "no contact with $name ($(words_of "$scratch/words")), which the platform calls ready: what runs there goes on; trying again."
+  sleep "${PAUSE:-15}"
 }
 
 # What no waiting mends, such as nobody being logged in, is said before anything else. That there is no such request is not for this to judge.

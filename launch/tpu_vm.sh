@@ -22,6 +22,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$launch/tpu_asking.sh"
 
 patience=${PATIENCE:-1800} # seconds without any contact, while the platform calls the machines ready
+first_patience=${FIRST_PATIENCE:-120} # the same before the first start, when the reason may be a key that is not there
 on_vm="bash cdcd_jax/launch/on_vm.sh"
 
 verb=${1-}
@@ -121,31 +122,30 @@ setup() {
   done
 }
 
-# Starts a life on all workers. Sets life, which may be one that runs there already. Fails when they cannot be reached.
+# Starts a life on all workers. Sets life, which may be one that runs there already. The same call again starts nothing twice.
 start() {
-  local fresh answer answers running busy told others=""
-  fresh=$(date +%s).$$.$((lives += 1)) # no other launcher has the same
-  on_workers "$on_vm start $fresh $(printf '%q ' "${ARGS[@]}")" || {
+  local answer answers running busy stopped told others=""
+  : "${fresh:=$(date +%s).$$.$((lives += 1))}" # no other launcher has the same
+  on_workers "$on_vm start $fresh ${life:-none} $(printf '%q ' "${ARGS[@]}")" || {
     grep -q "No such file" "$scratch/words" && die "$name has not been set up: launch/tpu_vm.sh setup $mine"
     return 1
   }
   sort_out || return 1
-  ((busy)) && die "another job runs on $name: launch/tpu_vm.sh logs $mine shows it, and stop ends it."
-  life=""
+  ((stopped == 0)) || { on_workers "$on_vm stop $fresh TERM" && stopped_by_user; }
+  ((busy == 0)) || die "another job runs on $name: launch/tpu_vm.sh logs $mine shows it, and stop ends it."
   for answer in $answers; do
-    [[ -z $life || $life == "${answer#*=}" ]] || others=yes
-    life=${answer#*=}
+    [[ ${answer#*=} == "$fresh" ]] || others=${answer#*=}
   done
-  if [[ -n $others ]]; then
-    on_workers "$on_vm stop last TERM"
-    die "only some of the workers of $name ran this job already; all were told to stop: once they have, the same command starts all again."
-  fi
-  [[ $life == "$fresh" ]] || say "this job runs on $name already: watching it."
+  life=${others:-$fresh}
+  [[ -n $others ]] || return 0
+  say "this job runs on $name already: watching it."
+  # Where it has ended already, the call above has started it again. What it ended with there is still to be judged.
+  [[ " $answers" != *"=$fresh "* ]] || on_workers "$on_vm stop $fresh KILL"
 }
 
 # Waits until the life has ended on all workers. Sets answers (HOST=CODE ...) and told. Fails when the workers cannot be reached and are not ready.
 watch() {
-  local deadline="" seconds=${POLL:-20} lost="" running="" busy all
+  local deadline="" seconds=${POLL:-20} lost="" running="" busy stopped all
   while :; do
     if [[ $stopping == asked ]] && on_workers "$on_vm stop $life TERM"; then
       stopping=told
@@ -163,11 +163,7 @@ watch() {
     elif [[ -n $interrupted ]]; then
       interrupted="" # the call was ended by Ctrl-C, and says nothing
     else
-      [[ $(state_of_tpus) == ready ]] || break
-      : "${lost:=$SECONDS}"
-      ((SECONDS - lost < patience)) || die "no contact with $name for $patience s, though the platform calls it ready: its job may still run; launch/tpu_vm.sh logs $mine shows it, and $removal removes all."
-      say "no contact with $name ($(words_of "$scratch/words")), which the platform calls ready: its job goes on; trying again."
-      sleep "${PAUSE:-15}"
+      bear "$patience" || break
     fi
   done
   watching=""
@@ -206,29 +202,36 @@ recreate() {
   trap interrupt INT TERM
 }
 
+stopped_by_user() {
+  say "stopped by launch/tpu_vm.sh stop, or by Ctrl-C in another terminal: not started again; the same command goes on"
+  leave 75
+}
+
 leave() {
   say "the TPUs are still there: $removal removes them"
   exit "$1"
 }
 
 run() {
-  local restarts=0 code host pairs answers told
+  local restarts=0 code host pairs answers told lost="" life="" fresh=""
   lives=0 stopping="" interrupted="" watching="" calls=()
   check_access
   trap interrupt INT TERM
   while :; do
-    if ! start; then
+    until start; do
       if [[ -n $interrupted ]]; then # whether it was started is not known: the same call again tells
         interrupted=""
-        continue
+      else
+        bear $((lives > 1 ? patience : first_patience)) || { recreate && fresh="" life=""; }
       fi
-      recreate || die "no contact with $name ($(words_of "$scratch/words")); nothing was started."
-      continue
-    fi
-    watch || { recreate; continue; } # where they came back by themselves, the same life is watched on
+    done
+    fresh="" lost=""
+    # Where they came back by themselves, the same life is watched on: on some it may still run, and on others have ended for good.
+    until watch; do recreate && life="" && continue 2; done
     read -ra pairs <<<"$answers"
     code=$(verdict "${pairs[@]##*=}")
     say "workers ended with ${pairs[*]##*=}"
+    [[ $code != 75 || $told != *stopped* || -n $stopping ]] || stopped_by_user
     if [[ $code != 0 && -z $stopping ]]; then
       host=$(culprit "$code" "${pairs[@]}")
       on_workers "$on_vm tail $life $last_lines" && say "the last lines of $host:" && grep -F "[$host] " "$scratch/said" >&2
@@ -236,7 +239,8 @@ run() {
     [[ $code == 75 && -z $stopping ]] || leave "$code"
     # A machine that is taken hears of it first; the platform's own word follows.
     if [[ -n $told ]]; then
-      recreate "${TAKEN_SECONDS:-120}" || say "somebody else told a worker to stop: starting all again (this does not count as a restart)"
+      recreate "${TAKEN_SECONDS:-120}" && life="" && continue
+      say "something told a worker to stop: starting all again (this does not count as a restart)"
     else
       ((restarts < opt_max_restarts)) || leave "$code"
       restarts=$((restarts + 1))
@@ -246,16 +250,23 @@ run() {
 }
 
 show_run() {
+  local node
   note "whether the platform answers at all:"
   quoted gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
-  note "starts the job on all workers, detached:"
-  on_workers "$on_vm start LIFE $(printf '%q ' "${ARGS[@]}")"
-  note "again and again, until it has ended on all of them:"
+  note "starts the job on all workers, detached (BEFORE is the life before it, or none):"
+  on_workers "$on_vm start LIFE BEFORE $(printf '%q ' "${ARGS[@]}")"
+  note "again and again, until it has ended on one of them, and then on all of them:"
   on_workers "$on_vm wait LIFE ${POLL:-20}"
+  on_workers "$on_vm wait LIFE 2"
+  note "Ctrl-C:"
+  on_workers "$on_vm stop LIFE TERM"
+  note "some have not ended $grace s after another one:"
+  on_workers "$on_vm stop LIFE KILL"
   note "one ended with 1 or 2: its last $last_lines lines, and the end; one ended with 75 or was killed: the same, then all again, $opt_max_restarts times at most:"
   on_workers "$on_vm tail LIFE $last_lines"
   note "cannot be reached: asks the platform; where that took the TPUs, they are made anew, and the job is started there:"
-  quoted gcloud compute tpus tpu-vm describe "${nodes[0]}" "${where[@]}" "--format=value(state)"
+  for node in "${nodes[@]}"; do quoted gcloud compute tpus tpu-vm describe "$node" "${where[@]}" "--format=value(state)"; done
+  quoted gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
   delete
   create
   setup

@@ -9,11 +9,14 @@ set -uo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# These say to JAX who the processes are. Where the platform sets them they are this job's; anywhere else they are an earlier one's, and it would hang.
+# These say to JAX who the processes are, and what they may use. Where the platform sets them they are this job's; anywhere else they are an earlier one's, and it would hang.
 case ${PLATFORM:?} in
 gke) stale='^JAX_(COORDINATOR_ADDRESS|NUM_PROCESSES|PROCESS_ID)$' ;;
-tpu_vm) stale='^(JAX_(COORDINATOR_ADDRESS|NUM_PROCESSES|PROCESS_ID)|MEGASCALE_.*|TPU_(WORKER|PROCESS)_.*|TPU_SKIP_MDS_QUERY|SLURM_.*)$' ;;
-slurm) stale='^(JAX_(COORDINATOR_ADDRESS|NUM_PROCESSES|PROCESS_ID)|MEGASCALE_.*|TPU_.*)$' ;;
+tpu_vm)
+  stale='^(JAX_(COORDINATOR_ADDRESS|NUM_PROCESSES|PROCESS_ID|PLATFORMS)|MEGASCALE_.*|SLURM_.*|TPU_(WORKER|PROCESS|VISIBLE|HOST)_.*'
+  stale+='|TPU_CHIPS_PER_.*|TPU_SKIP_MDS_QUERY)$'
+  ;;
+slurm) stale='^(JAX_(COORDINATOR_ADDRESS|NUM_PROCESSES|PROCESS_ID|PLATFORMS)|MEGASCALE_.*|TPU_.*)$' ;; # sbatch sends the login shell's along
 *) die "PLATFORM=$PLATFORM is none of tpu_vm, gke and slurm." ;;
 esac
 for name in $(compgen -e | grep -E "$stale"); do
@@ -40,7 +43,8 @@ workdir=${workdir-}
 # Machines of one job are not ready at the same time: one may still pull an image when another already waits. The default is made for one machine.
 [[ " $* " == *" --config.hosts.meet_seconds="* ]] || set -- "$@" --config.hosts.meet_seconds=1800
 
-# A process that crashed may hold the TPU for a while, and the next one would fail. One of ours is ended; another's is waited for, and then named.
+# A process that crashed may hold the TPU for a while, and the next one would fail. One of ours is ended; another's is waited for, and then named:
+# it may have ended at the next start, so that this is no mistake of the user's, but a 75.
 holders() {
   find /proc/[0-9]*/fd -maxdepth 1 \( -lname "${DEVICES:-/dev/vfio/[0-9]*}" -o -lname '/dev/accel*' \) 2>/dev/null | cut -d / -f 3 | sort -u
 }
@@ -51,11 +55,12 @@ wait_for_devices() {
     [[ -n $pid ]]
   do
     command=$(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | cut -c 1-80)
-    if [[ $command == *cdcd_jax.train* ]]; then
+    if [[ $command == *cdcd_jax.train* ]] && grep -qsz "^PLATFORM=$PLATFORM\$" "/proc/$pid/environ"; then # not one that was started by hand
       say "process $pid of an earlier life still holds the device: killed."
       kill -s KILL "$pid"
     elif ((SECONDS >= end)); then
-      die "process $pid ($command) on $(hostname) holds the device: end it there with kill $pid."
+      say "error: process $pid ($command) on $(hostname) holds the device: end it there with kill $pid."
+      exit 75
     fi
     sleep 1
   done

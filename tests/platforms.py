@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -33,6 +34,7 @@ hang) printf 'half a line'; exec sleep 30 ;;
 told) trap 'exit 75' TERM; kill -TERM $PPID; sleep 5 >/dev/null 2>&1 & wait ;;
 stoppable) trap 'exit 75' TERM; touch $me.running; sleep 30 >/dev/null 2>&1 & wait ;;
 taken) echo PREEMPTED >{folder}/vms/${{STUB_HOST%%-w-*}}/state; exec sleep 30 ;;
+gone) kill -9 $PPID; exit ;;
 lost) touch {folder}/unreachable; sleep 1; exit 0 ;;
 deleted) rm -r {folder}/vms {folder}/queue; exec sleep 30 ;;
 *) exit $word ;;
@@ -129,6 +131,14 @@ def belongs(pid: int, folder: pathlib.Path) -> bool:
         return f"STUBS={folder}\0".encode() in pathlib.Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return False
+
+
+def wait_until(path: pathlib.Path) -> None:
+    """Returns when the file is there."""
+    end = time.monotonic() + 100
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.02)
 
 
 def write_trainer(folder: pathlib.Path, path: pathlib.Path) -> None:

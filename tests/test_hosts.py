@@ -1,16 +1,22 @@
 """Two real processes with gloo: they agree with one, and when one of them is killed, stopped or told to stop, all leave and nothing is lost."""
 
 import functools
+import os
 import pathlib
 import random
 import re
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from tests import tiny
-from tests.hosts import Job
+from tests.hosts import PATIENCE, Job
+from tests.test_launch import started
 
 STEPS, PROBE = 30, 15
 # A step takes milliseconds; the deadlines leave room for a machine that does other things as well. Adam, because it is traced in half the time.
@@ -109,6 +115,32 @@ def test_all_leave_and_nothing_is_lost(folder: pathlib.Path, two: Job, number: s
     assert f"going on from step {saved} of" in again.logs[0] if saved else "going on" not in again.logs[0], (saved, again.logs)
     np.testing.assert_array_equal(losses(job), losses(two))
     assert [line["step"] for line in job.lines("telemetry.jsonl")] == [PROBE, STEPS]
+    assert job.lines("telemetry.jsonl")[-1] == two.lines("telemetry.jsonl")[-1]
+
+
+def test_the_launcher_goes_on_after_a_kill(folder: pathlib.Path, two: Job, door_environment: dict[str, str]) -> None:
+    """launch/local_multihost.sh with two real processes, one of which is killed: all leave, are started again, and not a bit of the run changes."""
+    job = Job(folder, "launched", CHANGES)
+    settings = {name.upper(): str(value) for name, value in job.settings.items()}
+    said = folder / "launched.log"
+    with said.open("w") as log:
+        environment = door_environment | settings | {"PYTHON": sys.executable}
+        with started("--max-restarts=2", "2", *job.flags, env=environment, stdout=log, stderr=log) as launcher:
+
+            def wait_for(moment: Callable[[], object]) -> None:
+                end = time.monotonic() + PATIENCE
+                while not moment():
+                    assert launcher.poll() is None and time.monotonic() < end, said.read_text()
+                    time.sleep(0.005)
+
+            wait_for(lambda: "compiling" in said.read_text())
+            found = subprocess.run(["pgrep", "--full", "--", f"-m cdcd_jax.train.*{job.workdir}"], capture_output=True, text=True, check=True)
+            wait_for(lambda: job.reached() >= 6)
+            os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)  # the last one started
+            assert launcher.wait(PATIENCE) == 0, said.read_text()
+    assert "starting all 2 again (1 of at most 2 times)" in said.read_text(), said.read_text()
+    np.testing.assert_array_equal(losses(job), losses(two))
+    assert job.lines()[-1]["wall_seconds"]["lost"] > 0
     assert job.lines("telemetry.jsonl")[-1] == two.lines("telemetry.jsonl")[-1]
 
 

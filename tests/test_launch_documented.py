@@ -31,6 +31,7 @@ DOCUMENTED = {
     "xpk workload create": "cluster zone project workload command tpu-type device-type num-slices docker-image env env-file max-restarts "
     "restart-on-exit-codes termination-grace-period-seconds ttl-seconds-after-finished priority scheduler docker-name quiet",
     "kubectl get jobset": "namespace ignore-not-found output selector",
+    "kubectl get pods": "namespace output selector",
     "kubectl create": "filename dry-run validate namespace",
     "kubectl apply": "filename server-side force-conflicts",
     "kubectl logs": "namespace selector tail prefix max-log-requests follow container",
@@ -88,7 +89,7 @@ def test_dry_runs_print_commands_that_the_platforms_document(platform: Platform,
         command = next(name for name in sorted(DOCUMENTED, key=len, reverse=True) if line.startswith(name + " "))
         flags = [word for word in shlex.split(line.removeprefix(command)) if word.startswith("--")]
         if command == "sbatch":
-            flags = flags[: next(index for index, flag in enumerate(flags) if flag.startswith("--config"))]
+            flags = flags[: next(index for index, flag in enumerate(flags) if flag.startswith("--max-restarts"))]  # after it come the script's own
         unknown = {flag[2:].partition("=")[0] for flag in flags} - set(DOCUMENTED[command].split())
         assert not unknown, (line, unknown)
 

@@ -1,19 +1,16 @@
-"""The launchers for clusters against stand-ins of the platforms' commands (platforms.py): their restarts, what they say, and what they call."""
+"""Launchers other than tpu_vm.sh, and the process on a machine, against stand-ins of the platforms' commands (platforms.py); mistakes."""
 
 import os
 import pathlib
-import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from tests.platforms import COMMANDS, ROOT, Platform, open_platform
+from tests.platforms import COMMANDS, Platform, open_platform, wait_until
 
 VM = ["--name=a", "--zone=z"]
-TPU = [*VM, "--topology=v5e:4x4"]
 TRAINER = ["--", "--config=configs/demo.py", "--workdir=gs://b/runs/a"]
 JOB = ["--name=a", "--topology=v5e:4x4", "--image=r/i:1"]
 CLUSTER = ["--cluster=c", "--zone=z"]
@@ -26,139 +23,9 @@ def platform(tmp_path: pathlib.Path) -> Iterator[Platform]:
         yield opened
 
 
-# TPU VMs
-
-
-def test_tpu_vm_from_nothing_to_a_finished_job_in_three_commands(platform: Platform) -> None:
-    platform.lives(a_0_w_0="0", a_0_w_1="75 0", a_1_w_0="0 0", a_1_w_1="0 0")
-    platform.lives(a_0_w_0="75 0")
-    several = [*TPU, "--slices=2", "--spot"]
-    assert platform.run("launch/tpu_vm.sh", "create", *several)[0] == 0
-    assert platform.run("launch/tpu_vm.sh", "setup", *VM, "--slices=2")[0] == 0
-    code, out, err = platform.run("launch/tpu_vm.sh", "run", *several, *TRAINER, MEGASCALE_NUM_SLICES="3", JAX_PROCESS_ID="1")
-    assert code == 0 and "starting all workers again (1 of at most 3 times)" in err
-    assert err.endswith("the TPUs are still there: launch/tpu_vm.sh delete --name=a --zone=z --slices=2 removes them\n")
-    assert f"[a-0-w-0] life of a-0-w-0: -u -m cdcd_jax.train {' '.join(TRAINER[1:])} --config.hosts.meet_seconds=1800\n" in out
-    assert platform.run("launch/tpu_vm.sh", "logs", *VM, "--slices=2")[1].count("Error: the last line of it") == 4
-    assert platform.run("launch/tpu_vm.sh", "delete", *VM, "--slices=2")[0] == 0
-    assert not (platform.folder / "vms").exists()
-    installs = (platform.folder / "python").read_text()
-    assert installs.count("install --no-build-isolation --requirement requirements.lock jax[tpu]\n") == 4
-    # What an earlier job left is gone, the port is the one that Google's firewall rule opens, and what was compiled lies in the bucket.
-    found = (platform.folder / "lives" / "a-1-w-1.environment").read_text().splitlines()
-    assert sorted(found) == [
-        "CDCD_MULTIHOST=1", "JAX_COMPILATION_CACHE_DIR=gs://b/runs/compiled", "JAX_COORDINATOR_PORT=8476", "PLATFORM=tpu_vm"
-    ]  # fmt: skip
-
-
-# What the trainer does on the two workers, life by life; options; the code at the end; how often each restart was said.
-RULES = [
-    (["75 0", "75 0"], [], 0, "(1 of at most 3 times)"),
-    (["kill 0", "75 0"], [], 0, "(1 of at most 3 times)"),
-    (["75 75 75", "0 0 0"], ["--max-restarts=1"], 75, "(1 of at most 1 times)"),
-    (["75", "75"], ["--max-restarts=0"], 75, ""),
-    (["75", "2"], [], 2, ""),
-    (["1", "75"], [], 1, ""),
-    (["0", "7"], [], 7, ""),
-    (["75 0", "told 0"], ["--max-restarts=0"], 0, "(this does not count as a restart)"),
-    (["taken 0", "hang 0"], ["--max-restarts=0"], 0, "the platform took a: making it anew (this does not count as a restart)"),
-    (["lost", "0"], [], 0, "which the platform calls ready: its job goes on"),
-    (["hang 0", "75 0"], [], 0, "1 of 2 workers did not end within 1 s of the others: killed."),
-    (["deleted", "hang"], [], 2, "there is no a in z: launch/tpu_vm.sh create --name=a --zone=z --topology=v5e:4x4 makes it."),
-]
-
-
-@pytest.mark.parametrize(("lives", "options", "code", "said"), RULES)
-def test_tpu_vm_restarts(platform: Platform, lives: list[str], options: list[str], code: int, said: str) -> None:
-    platform.machines("a")
-    platform.lives(a_w_0=lives[0], a_w_1=lives[1])
-    ended, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *options, *TRAINER, GRACE="1")
-    assert ended == code and said in err, err
-    assert len(re.findall("again \\(\\d", err)) <= 1
-    if code in (1, 2, 7) and "deleted" not in lives:
-        host = 1 if lives[1] in ("2", "7") else 0
-        assert f"the last lines of a-w-{host}:\n[a-w-{host}] life of" in err and f"[a-w-{host}] Error: the last line of it\n" in err
-        assert f"the last lines of a-w-{1 - host}" not in err and not platform.calls("gcloud", "compute", "tpus", "queued-resources", "create")
-    if "taken 0" in lives:
-        verbs = [call[4] for call in platform.calls("gcloud", "compute", "tpus") if call[4] in ("delete", "create", "scp")]
-        assert verbs == ["delete", "create", "scp"]
-
-
-def wait_until(path: pathlib.Path) -> None:
-    end = time.monotonic() + 100
-    while not path.exists():
-        assert time.monotonic() < end, path
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize(("kill", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)])
-def test_tpu_vm_goes_on_without_its_terminal_and_stops_on_request(
-    platform: Platform, kill: Callable[[int, int], None], number: signal.Signals
-) -> None:
-    """A terminal sends Ctrl-C to all that it started."""
-    platform.machines("a")
-    platform.lives(a_w_0="stoppable", a_w_1="stoppable")
-    first = platform.start("launch/tpu_vm.sh", "run", *TPU, *TRAINER)
-    wait_until(platform.folder / "lives" / "a-w-1.running")
-    first.kill()
-    first.communicate()
-    code, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER, "--config.train.seed=1")
-    assert code == 2 and "another job runs on a: launch/tpu_vm.sh logs --name=a --zone=z shows it, and stop ends it." in err
-    second = platform.start("launch/tpu_vm.sh", "run", *TPU, *TRAINER)
-    assert second.stderr and "this job runs on a already: watching it." in second.stderr.readline()
-    kill(second.pid, number)
-    _, err = second.communicate(timeout=100)
-    assert second.returncode == 75 and "telling all workers to stop: they save first" in err and "again" not in err
-
-
-def test_a_call_that_is_ended_before_it_began_takes_nothing_along(platform: Platform) -> None:
-    """Until a forked shell has become its command it is the launcher's copy, and has its traps."""
-    calls = "for call in {1..20}; do sleep 9 >/dev/null 2>&1 & kill $!; wait $!; done"
-    script = f'source {ROOT}/launch/common.sh; make_scratch; trap : TERM; {calls}; ls -d "$scratch"'
-    ended = subprocess.run(["bash", "-c", script], env=platform.environment(), capture_output=True, text=True, timeout=100, check=False)
-    assert ended.returncode == 0 and ended.stdout.startswith(f"{platform.folder}/tmp/") and not list((platform.folder / "tmp").iterdir())
-
-
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        (
-            "ALREADY_EXISTS: Resource 'a' already exists",
-            "the name is taken: choose another, or remove that one with: launch/tpu_vm.sh delete --name=a --zone=z.",
-        ),
-        (
-            "RESOURCE_EXHAUSTED: Quota limit 'TPUV6EPreemptiblePerProjectPerRegionForTPUAPI' has been exceeded.\nLimit: 0 in region us-east5.",
-            "Limit: 0 in region us-east5; ask for quota, or name another zone or a smaller topology.",
-        ),
-        ("There is no more capacity in the zone \"z\"", "try another zone, or --spot."),
-        ("PERMISSION_DENIED: no access", "the account or the project is not the right one: gcloud config list."),
-    ],
-)  # fmt: skip
-def test_tpu_vm_says_a_refusal_in_the_platforms_words(platform: Platform, answer: str, said: str) -> None:
-    platform.answer("gcloud compute tpus queued-resources create", (1, "", f"ERROR: (gcloud.compute.tpus.queued-resources.create) {answer}\n"))
-    code, _, err = platform.run("launch/tpu_vm.sh", "create", *TPU)
-    assert code == 2 and err.count("\n") == 1
-    assert err.startswith(f"error: could not ask for a in z: {answer.split('.')[0]}") and err.rstrip("\n").endswith(said)
-
-
-def test_tpu_vm_does_not_wait_for_an_account(platform: Platform) -> None:
-    words = "You do not currently have an active account selected.\nPlease run:\n\n  $ gcloud auth login\n"
-    platform.answer("gcloud compute tpus queued-resources describe", (1, "", f"ERROR: (gcloud.compute.tpus.queued-resources.describe) {words}"))
-    code, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER)
-    assert code == 2 and err.startswith("error: could not ask for a in z: You do not currently have an active account") and err.count("\n") == 1
-    assert err.endswith("; log in: gcloud auth login.\n") and len(platform.calls()) == 1
-
-
-def test_tpu_vm_says_how_to_remove_a_request_that_failed(platform: Platform) -> None:
-    words = "Quota limit has been exceeded"
-    platform.answer("gcloud compute tpus queued-resources describe", (0, "WAITING_FOR_RESOURCES\t\n", ""), (0, f"FAILED\t{words}\n", ""))
-    code, _, err = platform.run("launch/tpu_vm.sh", "create", *TPU)
-    assert code == 2 and "a: WAITING_FOR_RESOURCES" in err
-    assert f"a was not made in z (FAILED: {words}); ask for quota" in err
-    assert err.endswith("remove the request with launch/tpu_vm.sh delete --name=a --zone=z.\n")
-
-
 # One process
+
+LEFT_OVER = ["JAX_PLATFORMS", "TPU_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS", "TPU_CHIPS_PER_PROCESS_BOUNDS"]
 
 
 def worker(platform: Platform, *words: str, kind: str = "gke", **changes: str) -> tuple[int, str, str]:
@@ -168,11 +35,11 @@ def worker(platform: Platform, *words: str, kind: str = "gke", **changes: str) -
 
 @pytest.mark.parametrize(
     ("kind", "kept", "port"),
-    [("gke", "MEGASCALE_SLICE_ID TPU_WORKER_ID", ""), ("tpu_vm", "", "8476"), ("slurm", "", str(61440 + (4000 + 100) % 4096))],
+    [("gke", f"MEGASCALE_SLICE_ID TPU_WORKER_ID {' '.join(LEFT_OVER)}", ""), ("tpu_vm", "", "8476"), ("slurm", "", str(61440 + (4000 + 100) % 4096))],
 )
 def test_worker_keeps_what_its_platform_sets_and_nothing_else(platform: Platform, kind: str, kept: str, port: str) -> None:
     platform.lives(laptop="0", _0="0")
-    names = ["MEGASCALE_SLICE_ID", "TPU_WORKER_ID", "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"]
+    names = ["MEGASCALE_SLICE_ID", "TPU_WORKER_ID", "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", *LEFT_OVER]
     slurm = {"SLURM_JOB_ID": "4000", "SLURM_RESTART_COUNT": "100", "SLURM_PROCID": "0"} if kind == "slurm" else {}
     code, _, err = worker(platform, "--workdir=gs://b/r", kind=kind, **dict.fromkeys(names, "5"), **slurm, STUB_HOST="laptop")
     assert code == 0
@@ -188,15 +55,17 @@ def test_worker_waits_for_devices_that_another_process_holds(platform: Platform)
     platform.lives(laptop="0 0")
     place = {"STUB_HOST": "laptop", "DEVICES": str(device)}
 
-    def holds_it(*command: str) -> subprocess.Popen[bytes]:
+    def holds_it(name: str, **changes: str) -> subprocess.Popen[bytes]:
         with device.open() as held:
-            return subprocess.Popen(command, stdin=held)
+            return subprocess.Popen(["bash", "-c", f"exec -a {name} sleep 60"], stdin=held, env=os.environ | changes)
 
-    with holds_it("sleep", "60") as other:
-        code, _, err = worker(platform, "--workdir=gs://b/r", **place)
-        other.kill()
-    assert code == 2 and f"error: process {other.pid} (sleep 60 ) on laptop holds the device: end it there with kill {other.pid}.\n" in err
-    with holds_it("bash", "-c", "exec -a cdcd_jax.train sleep 60") as crashed:
+    for name in ("another", "cdcd_jax.train"):  # the second one was started by hand
+        with holds_it(name) as other:
+            code, _, err = worker(platform, "--workdir=gs://b/r", **place)
+            other.kill()
+        said = f"error: process {other.pid} ({name} 60 ) on laptop holds the device: end it there with kill {other.pid}.\n"
+        assert code == 75 and said in err, err  # it may have ended when the job is started again
+    with holds_it("cdcd_jax.train", PLATFORM="gke") as crashed:
         code, _, err = worker(platform, "--workdir=gs://b/r", **place)
         crashed.kill()
     assert code == 0 and f"process {crashed.pid} of an earlier life still holds the device: killed." in err
@@ -237,6 +106,16 @@ def test_slurm_restarts(platform: Platform, lives: str, options: list[str], code
         index = lives.split("|").index(str(code))
         assert f"the last lines of process {index} (slurm/7/0/{index}.log):" in said and said.rstrip().endswith("Error: the last line of it")
         assert not platform.calls("scontrol")
+
+
+def test_slurm_logs_are_those_of_the_name(platform: Platform) -> None:
+    launch = platform.project() / "launch"
+    (launch.parent / "slurm").mkdir()
+    for name in ("a-7", "a-b-8", "a-2-9"):
+        (launch.parent / "slurm" / f"{name}.out").write_text(f"said by {name}\n")
+    assert platform.run(launch / "slurm.sh", "logs", "--name=a")[:2] == (0, "said by a-7\n")
+    code, _, err = platform.run(launch / "slurm.sh", "logs", "--name=b")
+    assert code == 2 and err == "error: the job b has written nothing yet: squeue --me tells why.\n"
 
 
 def test_slurm_does_not_queue_a_cancelled_job_again(platform: Platform) -> None:
@@ -294,6 +173,8 @@ MISTAKES = [
     ("tpu_vm.sh create --name=a --zone=z --spot=1", "--spot takes no value, not '1'."),
     (f"{RUN} --config=c", "unknown option --config=c (known: "),
     (f"{RUN} -- --config=configs/dmo.py", "the config file configs/dmo.py does not exist in "),
+    (f"{RUN} -- --config=tests/tiny.py", "the config file tests/tiny.py is not among what the machines get of "),
+    (f"{RUN} -- --config=./docs/RESULTS.md", "the config file docs/RESULTS.md is not among what the machines get of "),
     (f"{RUN} -- --config=configs/demo.py", "the trainer's flags are missing: -- --config=configs/... --workdir=gs://..."),
     (f"{RUN} -- --workdir=runs/a", "--workdir=runs/a must begin with gs://: only there all machines see it"),
     (f"{RUN} --max-restarts=x -- --workdir=gs://b/r", "--max-restarts=x must be a whole number of at least 0."),
@@ -304,7 +185,7 @@ MISTAKES = [
     ("slurm.sh run --name=a --nodes=1 --gpus=8", "the trainer's flags are missing"),
     ("slurm.sh setup --accelerator=cuda11 --dry-run", "--accelerator=cuda11 is none of tpu, cuda12, cuda13 and cpu."),
     ("image.sh --image=i --accelerator=gpu", "--accelerator=gpu is none of tpu, cuda12, cuda13 and cpu."),
-    ("install.sh gpu", "usage: launch/install.sh tpu|cuda12|cuda13|cpu, not 'gpu'."),
+    ("install.sh gpu", "usage: launch/install.sh [--dry-run] tpu|cuda12|cuda13|cpu, not 'gpu'."),
 ]  # fmt: skip
 
 

@@ -15,18 +15,18 @@ on_gke() {
 }
 
 kube() {
-  kubectl "$@" --namespace="${opt_namespace:-default}"
+  act kubectl "$@" --namespace="${opt_namespace:-default}"
 }
 
 # The pods of the job as NAME=CODE; one that has not ended has no code, and is left out.
 pods_and_codes() {
   kube get pods --selector="jobset.sigs.k8s.io/jobset-name=$opt_name" \
-    '--output=jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[0].state.terminated.exitCode}{"\n"}{end}' 2>/dev/null | grep '=[0-9]'
+    '--output=jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[0].state.terminated.exitCode}{"\n"}{end}'
 }
 
 check_free() {
-  [[ -n $opt_dry_run ]] && quoted kubectl get jobset "$opt_name" --namespace="${opt_namespace:-default}" --ignore-not-found --output=name && return
   local found
+  [[ -z $opt_dry_run ]] || { kube get jobset "$opt_name" --ignore-not-found --output=name && return; }
   found=$(kube get jobset "$opt_name" --ignore-not-found --output=name 2>"$scratch/words") ||
     die "could not ask the cluster for a job named $opt_name: $(words_of "$scratch/words"); $(hint_for "$(words_of "$scratch/words")" "$removal")."
   [[ -z $found ]] || die "the name $opt_name is taken by a job on this cluster: choose another, or remove that one with: $removal."
@@ -39,8 +39,12 @@ follow() {
   local waiting=(get pods --selector="jobset.sigs.k8s.io/jobset-name=$opt_name,batch.kubernetes.io/job-completion-index=0"
     '--output=jsonpath={range .items[*]}{.status.phase}: {.status.conditions[?(@.type=="PodScheduled")].message}{"\n"}{end}')
   if [[ -n $opt_dry_run ]]; then
-    note "every half minute, until it says Completed or Failed; then the last $last_lines lines of the pod that failed:"
-    quoted kubectl "${ask[@]}" --namespace="${opt_namespace:-default}"
+    note "every half minute, until the first says Completed or Failed:"
+    kube "${ask[@]}"
+    kube "${waiting[@]}"
+    note "where it failed, the code of each pod, and the last $last_lines lines of the one whose code it is:"
+    pods_and_codes
+    kube logs POD --tail="$last_lines"
     return
   fi
   trap 'say "the job $opt_name goes on without this terminal; end it with: $removal"; exit 130' INT TERM
@@ -60,7 +64,7 @@ follow() {
     [[ $state == Completed || $state == Failed ]] || sleep "${PAUSE:-30}"
   done
   [[ $state == Failed ]] || { say "$opt_name has ended well" && exit 0; }
-  for pod in $(pods_and_codes); do pairs+=("$pod"); done
+  for pod in $(pods_and_codes 2>/dev/null | grep '=[0-9]'); do pairs+=("$pod"); done
   if ((${#pairs[@]} == 0)); then
     say "$opt_name has failed, and its pods are gone: $(kube "${ask[@]}" 2>/dev/null | cut -d ';' -f 3)"
     exit 1
