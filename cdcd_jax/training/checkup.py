@@ -280,7 +280,7 @@ def text(config: Config, given: Sequence[str] = ()) -> Finding:
 
 def _mending(source: str, given: Sequence[str], error: Exception) -> str:
     """What gives the run its text: the flag that the error names, the preparation to its end, what opens the place, or another one."""
-    if flag := re.search(r"--config\.[\w.]+=[^\s,;]+", _plain(error)):
+    if flag := re.search(r"--config\.(?!data\.source=)[\w.]+=[^\s,;]+", _plain(error)):
         return flag[0]
     if "is not finished" in str(error):
         return _prepare([*(flag for flag in given if not flag.startswith("--config.data.source=")), "--config.data.source=TEXT"], source)
