@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from cdcd_jax.config import Config, SampleConfig, UserError
-from cdcd_jax.data import files, pipeline
+from cdcd_jax.data import files, pipeline, places
 from cdcd_jax.evaluation import generate, metrics
 from cdcd_jax.evaluation.generate import Sample
 from cdcd_jax.evaluation.model import Model, read_model
@@ -40,10 +40,10 @@ class Run:
             try:
                 self._corpus = pipeline.load_corpus(data, self.model.tokenizer, fingerprint=self.model.data_fingerprint)
             except UserError as error:
-                told = str(error).replace("--config.data.source=", "--source=")  # a run's config is what it is
-                if self._source is None and "--source=" not in told:
-                    told = f"{told.removesuffix('.')}; if the text of {self.workdir} lies elsewhere now, give --source=PLACE."
-                raise UserError(told) from error
+                # A run's config is what it is: other texts to choose from are no advice here.
+                told = str(error).replace(f"; {places.GIVE}", "").replace("--config.data.source=", "--source=").removesuffix(".")
+                where = "" if self._source is not None else f"; if the text of {self.workdir} lies elsewhere now, give --source=PLACE"
+                raise UserError(f"{told}{where}.") from error
         return self._corpus
 
     def sample(

@@ -106,7 +106,7 @@ def test_a_text_that_was_moved(saved: pathlib.Path, tmp_path: pathlib.Path, monk
     shutil.copytree(saved, tmp_path / "run")
     text = (tmp_path / "run" / "config.json").read_text().replace(str(saved.parent / "corpus.txt"), "gone.txt")
     (tmp_path / "run" / "config.json").write_text(text.replace('"tokenizer_from": ""', '"tokenizer_from": "gone"'))
-    with pytest.raises(UserError, match="'gone.txt' does not exist; .* if the text of .*run lies elsewhere now, give --source=PLACE."):
+    with pytest.raises(UserError, match="'gone.txt' does not exist; if the text of .*run lies elsewhere now, give --source=PLACE."):
         cdcd_jax.load_run(tmp_path / "run").corpus()
     monkeypatch.chdir(tmp_path)
     run = cdcd_jax.load_run("run", source="here.txt")
