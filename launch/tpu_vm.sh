@@ -92,7 +92,9 @@ wait_for_tpus() {
       [[ $answer == "$state" ]] || say "$name: $answer"
       state=$answer
     else
-      say "no answer about $name ($(words_of "$scratch/words")): asking again."
+      answer=$(words_of "$scratch/words")
+      [[ $answer != *NOT_FOUND* && $answer != *"not found"* ]] || die "the request for $name in $opt_zone is gone: somebody deleted it ($answer)."
+      say "no answer about $name ($answer): asking again."
     fi
     case $state in
     ACTIVE) ;;
@@ -127,7 +129,8 @@ start() {
   local answer answers running busy stopped told others=""
   : "${fresh:=$(date +%s).$$.$((lives += 1))}" # no other launcher has the same
   on_workers "$on_vm start $fresh ${life:-none} $(printf '%q ' "${ARGS[@]}")" || {
-    grep -q "No such file" "$scratch/words" && die "$name has not been set up: launch/tpu_vm.sh setup $mine"
+    # That a key of ssh's is not there reads alike.
+    grep -q "on_vm\.sh: No such file" "$scratch/words" && die "$name has not been set up: launch/tpu_vm.sh setup $mine"
     return 1
   }
   sort_out || return 1
@@ -177,22 +180,29 @@ interrupt() {
   [[ -z $watching ]] || kill ${calls[@]+"${calls[@]}"} 2>/dev/null
 }
 
-# Waits for a clear word about TPUs that cannot be reached, or whose workers were told to stop, and makes them anew if they were taken.
-# Fails when they are all right.
+# Waits for a clear state of TPUs that cannot be reached, or whose workers were told to stop, and makes them anew if they were taken. Fails when they
+# are all right; $1 is for how many seconds that is not believed: workers hear of a pre-emption before the platform shows it.
 recreate() {
-  local end=$((SECONDS + ${1:-patience})) state
+  local began=$SECONDS state limit
   while
     state=$(state_of_tpus) # nothing, when Ctrl-C ended the question
-    [[ ${state:-unknown} == unknown || ($state == ready && -n ${1-}) ]]
+    case ${state:-unknown} in
+    unknown) limit=$patience ;; # also while a request that lost its TPUs is SUSPENDING, which takes minutes
+    ready) limit=$1 ;;
+    *) limit=0 ;;
+    esac
+    ((SECONDS - began < limit))
   do
-    ((SECONDS < end)) || break
     sleep "${PAUSE:-10}"
   done
   case $state in
   taken) ;;
   ready) return 1 ;;
   deleted) die "there is no $name in $opt_zone: launch/tpu_vm.sh create $mine --topology=$opt_topology makes it." ;;
-  *) die "no clear word about $name for $patience s: gcloud compute tpus tpu-vm describe ${nodes[0]} --zone=$opt_zone asks, and $removal removes all." ;;
+  *)
+    die "the platform gave no clear state for $name for $((SECONDS - began)) s: gcloud compute tpus tpu-vm describe ${nodes[0]} ${where[*]} asks it, \
+and $removal removes all."
+    ;;
   esac
   [[ -z $stopping ]] || { say "the platform took $name: the same command makes it anew, and goes on; $removal removes the request" && exit 75; }
   say "the platform took $name: making it anew (this does not count as a restart)"
@@ -222,12 +232,12 @@ run() {
       if [[ -n $interrupted ]]; then # whether it was started is not known: the same call again tells
         interrupted=""
       else
-        bear $((lives > 1 ? patience : first_patience)) || { recreate && fresh="" life=""; }
+        bear $((lives > 1 ? patience : first_patience)) || { recreate 0 && fresh="" life=""; }
       fi
     done
     fresh="" lost=""
     # Where they came back by themselves, the same life is watched on: on some it may still run, and on others have ended for good.
-    until watch; do recreate && life="" && continue 2; done
+    until watch; do recreate 0 && life="" && continue 2; done
     read -ra pairs <<<"$answers"
     code=$(verdict "${pairs[@]##*=}")
     say "workers ended with ${pairs[*]##*=}"

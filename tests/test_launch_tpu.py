@@ -65,7 +65,8 @@ RULES = [
 def test_tpu_vm_restarts(platform: Platform, lives: list[str], options: list[str], code: int, said: str) -> None:
     platform.machines("a")
     platform.lives(a_w_0=lives[0], a_w_1=lives[1])
-    ended, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *options, *TRAINER, GRACE="1")
+    hangs = {"hang", "taken"} & set(" ".join(lives).split())
+    ended, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *options, *TRAINER, GRACE="1" if hangs else "60")
     assert ended == code and said in err, err
     assert len(re.findall("again \\(\\d", err)) <= 1
     if code in (1, 2, 7) and "deleted" not in lives:
@@ -138,6 +139,21 @@ def test_tpu_vm_watches_the_same_life_on_after_a_repair(platform: Platform, lost
     assert [len(list((platform.folder / "vms/a" / f"a-w-{index}" / "cdcd_jobs").iterdir())) for index in range(2)] == lives
 
 
+@pytest.mark.parametrize(
+    ("suspending", "patience", "code", "said"),
+    [(4, "100", 0, "the platform took a: making it anew"), (1000, "1", 2, "error: the platform gave no clear state for a for [1-9][0-9]* s: ")],
+)
+def test_tpu_vm_waits_until_a_request_that_lost_its_tpus_is_suspended(platform: Platform, suspending: int, patience: str, code: int, said: str) -> None:
+    """A worker was told to stop; for how long the platform is then asked does not depend on how soon it showed the pre-emption."""
+    platform.machines("a")
+    platform.lives(a_w_0="told 0", a_w_1="75 0")
+    request = [(0, "ACTIVE\n", ""), *[(0, "SUSPENDING\n", "")] * suspending, (0, "SUSPENDED\n", ""), (0, "ACTIVE\n", "")]
+    platform.answer("gcloud compute tpus queued-resources describe", *request)
+    platform.answer("gcloud compute tpus tpu-vm describe", (0, "PREEMPTED\n", ""))
+    ended, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER, TAKEN_SECONDS="0", PATIENCE=patience, PAUSE="0.2")
+    assert ended == code and re.search(said, err), err
+
+
 def test_tpu_vm_watches_on_what_has_ended_on_some_while_nobody_looked(platform: Platform) -> None:
     platform.machines("a")
     platform.lives(a_w_0="2 0", a_w_1="stoppable")
@@ -165,6 +181,28 @@ def test_tpu_vm_says_how_to_end_what_it_cannot_reach(platform: Platform) -> None
     code, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER, FIRST_PATIENCE="1")
     assert code == 2 and "nothing" not in err and err.splitlines()[-1].startswith("error: no contact with a for 1 s (Permission denied (publickey))")
     assert "launch/tpu_vm.sh stop --name=a --zone=z ends it, and launch/tpu_vm.sh delete --name=a --zone=z removes all." in err
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("bash: cdcd_jax/launch/on_vm.sh: No such file or directory", "a has not been set up: launch/tpu_vm.sh setup --name=a --zone=z"),
+        ('Load key "/home/u/.ssh/key": No such file or directory', 'no contact with a for 0 s (Load key "/home/u/.ssh/key": No such file or directory), '),
+    ],
+)
+def test_tpu_vm_tells_a_missing_project_from_a_missing_key(platform: Platform, missing: str, said: str) -> None:
+    platform.machines("a")
+    platform.answer("gcloud compute tpus tpu-vm ssh", (255, "", f"{missing}\n"))
+    code, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER, FIRST_PATIENCE="0")
+    assert code == 2 and err.startswith(f"error: {said}"), err
+
+
+def test_tpu_vm_does_not_wait_for_a_request_that_was_deleted(platform: Platform) -> None:
+    gone = (1, "", "ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource 'a' was not found\n")
+    platform.answer("gcloud compute tpus queued-resources describe", (0, "WAITING_FOR_RESOURCES\t\n", ""), (1, "", "ERROR: no route\n"), gone)
+    code, _, err = platform.run("launch/tpu_vm.sh", "create", *TPU)
+    assert code == 2 and "no answer about a (no route): asking again." in err
+    assert err.endswith("error: the request for a in z is gone: somebody deleted it (NOT_FOUND: Resource 'a' was not found).\n"), err
 
 
 def test_a_call_that_is_ended_before_it_began_takes_nothing_along(platform: Platform) -> None:
