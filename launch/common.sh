@@ -97,7 +97,8 @@ check_trainer_flags() {
       file=${file%%:*}
       file=${file#./}
       [[ -f $root/$file || $file == /* ]] || die "the config file $file does not exist in $root."
-      [[ -z $1 || $file == /* || " $shipped " == *" ${file%%/*} "* ]] || die "the config file $file is not among what the machines get of $root: put it into configs/."
+      [[ -z $1 || $file == /* || " $shipped " == *" ${file%%/*} "* ]] ||
+        die "the config file $file is not among what the machines get of $root: put it into configs/."
       ;;
     esac
     [[ $flag == *[[:cntrl:]]* ]] && die "a flag of the trainer holds a line break or another control character: $(printf %q "$flag")."
@@ -147,7 +148,9 @@ hint_for() {
   *PERMISSION_DENIED* | *orbidden* | *"do not have permission"*) echo "the account or the project is not the right one: gcloud config list" ;;
   *ccelerator*"not found"* | *NOT_FOUND*cceleratorType*) echo "what the zone has: gcloud compute tpus accelerator-types list --zone=ZONE" ;;
   *"no matches for kind"* | *"unknown field"*) echo "the cluster needs JobSet $jobset_version or later: launch/gke/jobset.sh setup" ;;
-  *"connection to the server"* | *"current-context"*) echo "point kubectl at the cluster: gcloud container clusters get-credentials NAME --location=ZONE" ;;
+  *"connection to the server"* | *"current-context"*)
+    echo "point kubectl at the cluster: gcloud container clusters get-credentials NAME --location=ZONE"
+    ;;
   *) echo "nothing was tried again" ;;
   esac
 }
@@ -172,8 +175,8 @@ make_scratch() {
   trap '[[ $(exec sh -c "echo \$PPID") != "$$" ]] || rm -rf "$scratch"' EXIT
 }
 
-# The code of a job, of its processes' codes: 1 or 2 if any process ended so (a user's mistake, never tried again), else 130 (Ctrl-C), else any other
-# failure's, else 75 (asked for, killed by a signal, or gone without a code), else 0.
+# The code of a job, of its processes' codes: 1 (an error of the program) or 2 (a user's mistake) if any process ended so, never tried again; else 130
+# (Ctrl-C), else any other failure's, else 75 (asked for, killed by a signal, or gone without a code), else 0.
 verdict() {
   local code again=0 failed=0
   for code in "$@"; do

@@ -21,7 +21,8 @@ suits() {
   "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
 }
 if [[ -n $opt_dry_run ]]; then
-  note "in $root, where .venv has no Python 3.11, 3.12 or 3.13, with the first of ${PYTHON:-python3.12}, python3.13, python3.11 and python3 that is one,"
+  note "in $root, where .venv has no Python 3.11, 3.12 or 3.13, with the first of ${PYTHON:-python3.12}, python3.13, python3.11 and python3 that is" \
+    "one,"
   note "or, where none is, with what uv brings:"
   quoted "${PYTHON:-python3.12}" -m venv --clear .venv
 elif ! suits .venv/bin/python; then
@@ -30,7 +31,8 @@ elif ! suits .venv/bin/python; then
   done
   # TPU VMs come with Python 3.10; uv brings one that is new enough.
   suits .venv/bin/python || { python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --seed --clear --python 3.12 .venv; }
-  suits .venv/bin/python || die "$(hostname) has no Python 3.11, 3.12 or 3.13 with its venv module, and uv could not bring one: install python3.12-venv."
+  suits .venv/bin/python ||
+    die "$(hostname) has no Python 3.11, 3.12 or 3.13 with its venv module, and uv could not bring one: install python3.12-venv."
 fi
 pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input --quiet)
 {

@@ -3,10 +3,10 @@
 #
 #   launch/local_multihost.sh [--max-restarts=K] [--dry-run] N ARGS...
 #
-# Each process's lines are prefixed with its number. Ends with 0 when all end with 0; with 1 or 2 as soon as one of them does (a user's mistake, never
-# tried again); starts all of them again, K times at most (3 by default), when one ends with 75 or is killed; and ends with their code after that.
-# Each Ctrl-C and SIGTERM is passed on, once, and nothing is started again after them. PYTHON names the interpreter (.venv's by default).
-# GRACE is how many seconds the others get once one has ended (20 by default) before they are killed.
+# Each process's lines are prefixed with its number. Ends with 0 when all end with 0; with 1 (an error of the program) or 2 (a user's mistake) as soon
+# as one of them does, never tried again; starts all of them again, K times at most (3 by default), when one ends with 75 or is killed; and ends with
+# their code after that. Each Ctrl-C (130) and SIGTERM (75) is passed on, once, and nothing is started again after them. PYTHON names the interpreter
+# (.venv's by default). GRACE is how many seconds the others get once one has ended (20 by default) before they are killed.
 set -uo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -19,22 +19,25 @@ while [[ ${1-} == -* ]]; do
   --max-restarts=*) max_restarts=${1#*=} ;;
   --dry-run) opt_dry_run=yes ;;
   --help | -h) help && exit 0 ;;
-  *) die "unknown option $1 before the number of processes: it takes --max-restarts=K, --dry-run and --help there, and the trainer's flags after the number." ;;
+  *)
+    die "unknown option $1 before the number of processes: it takes --max-restarts=K, --dry-run and --help there, and the trainer's flags after it."
+    ;;
   esac
   shift
 done
-[[ ${1-} =~ ^[1-9][0-9]{0,3}$ ]] || die "the number of processes must be a whole number from 1 to 9999, not '${1-}': launch/local_multihost.sh [--max-restarts=K] N ARGS..."
+[[ ${1-} =~ ^[1-9][0-9]{0,3}$ ]] || die "the number of processes must be a whole number from 1 to 9999, not '${1-}': \
+launch/local_multihost.sh [--max-restarts=K] N ARGS..."
 [[ $max_restarts =~ ^[0-9]+$ ]] || die "--max-restarts=$max_restarts must be a whole number."
 count=$1
 shift
 
 python=${PYTHON:-$root/.venv/bin/python}
-command -v "$python" >/dev/null || die "there is no $python: run make install first, or name an interpreter in PYTHON."
 [[ $grace =~ ^[0-9]+$ ]] || die "GRACE=$grace must be a whole number of seconds."
 
 # process PORT INDEX ARGS...: sets command, which runs one of the processes.
 process() {
-  command=(env "JAX_COORDINATOR_ADDRESS=localhost:$1" "JAX_NUM_PROCESSES=$count" "JAX_PROCESS_ID=$2" PYTHONUNBUFFERED=1 "$python" -m cdcd_jax.train "${@:3}")
+  command=(env "JAX_COORDINATOR_ADDRESS=localhost:$1" "JAX_NUM_PROCESSES=$count" "JAX_PROCESS_ID=$2" PYTHONUNBUFFERED=1
+    "$python" -m cdcd_jax.train "${@:3}")
 }
 
 if [[ -n $opt_dry_run ]]; then
@@ -46,6 +49,7 @@ if [[ -n $opt_dry_run ]]; then
   note "one ended with 75 or was killed: all again, $max_restarts times at most"
   exit 0
 fi
+command -v "$python" >/dev/null || die "there is no $python: run make install first, or name an interpreter in PYTHON."
 
 pids=()
 passed=()

@@ -7,8 +7,8 @@
 #   launch/on_vm.sh stop LIFE TERM|KILL  ends it; TERM is the user's, and whoever watches the job hears of it
 #   launch/on_vm.sh tail LIFE LINES      the end of its log; LIFE is a name, or `last`
 #
-# Each says "@ HOST WORD ..." for its caller: started, running, busy or stopped LIFE; ended CODE, and `told` if something told it to stop, `stopped` if
-# that was the user. A code that is not 0 means that nothing was done.
+# Each says "@ HOST WORD ..." for its caller: started, running, busy or stopped LIFE; ended CODE, and `told` if something told it to stop, `stopped`
+# if that was the user. A code that is not 0 means that nothing was done.
 set -uo pipefail
 jobs=${JOBS:-$HOME/cdcd_jobs}
 host=$(hostname)

@@ -5,11 +5,11 @@
 #   launch/slurm.sh run --name=N --nodes=2 --gpus=8 [...] -- --config=C --workdir=W    queues the job: one process for each of the GPUs of each node
 #   launch/slurm.sh logs | delete --name=N
 #
-# Each with --dry-run, which prints the commands and calls none. More options of run: --time=T, --partition=P, --account=A, --qos=Q, --cpus=N (for each
-# process), --max-restarts=K (3). W is a folder that all nodes see, or in a bucket.
+# Each with --dry-run, which prints the commands and calls none. More options of run: --time=T, --partition=P, --account=A, --qos=Q, --cpus=N (for
+# each process), --max-restarts=K (3). W is a folder that all nodes see, or in a bucket.
 #
-# Slurm queues the job again, K times at most, when a process ends with 75 or is killed; a pre-emption or the end of its time does not count; 1 or 2
-# (a user's mistake) ends it. The last lines of the process that failed stand in slurm/N-JOB.out, which logs shows.
+# Slurm queues the job again, K times at most, when a process ends with 75 or is killed; a pre-emption or the end of its time does not count; 1 (an
+# error of the program) or 2 (a user's mistake) ends it. The last lines of the process that failed stand in slurm/N-JOB.out, which logs shows.
 
 # shellcheck disable=SC2154 # read_options sets opt_...
 set -uo pipefail

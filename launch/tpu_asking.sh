@@ -54,7 +54,8 @@ sort_out() {
 bear() {
   [[ $(state_of_tpus) == ready ]] || return 1
   : "${lost:=$SECONDS}"
-  ((SECONDS - lost < $1)) || die "no contact with $name for $1 s ($(words_of "$scratch/words")), though the platform calls it ready: its job may run there; launch/tpu_vm.sh stop $mine ends it, and $removal removes all."
+  ((SECONDS - lost < $1)) || die "no contact with $name for $1 s ($(words_of "$scratch/words")), though the platform calls it ready: its job may \
+run there; launch/tpu_vm.sh stop $mine ends it, and $removal removes all."
   say "no contact with $name ($(words_of "$scratch/words")), which the platform calls ready: what runs there goes on; trying again."
   sleep "${PAUSE:-15}"
 }

@@ -9,10 +9,10 @@
 # Each with --dry-run, which prints the commands and calls none. More options: --project=P; for create and run also --runtime=IMAGE,
 # --service-account=A, --network=N, --subnetwork=N; for run --max-restarts=K (3).
 #
-# `run` ends with 0 when all workers end with 0; with 1 or 2 as soon as one of them does (a user's mistake, never tried again), after that worker's
-# last lines; starts all again, K times at most, when one ends with 75 or is killed; and makes the TPUs anew when the platform took them, which does
-# not count. A lost connection is no failure: the job runs detached. Ctrl-C stops the job, which saves first. Closing the terminal leaves it
-# running, and the same command watches it again.
+# `run` ends with 0 when all workers end with 0; with 1 (an error of the program) or 2 (a user's mistake) as soon as one of them does, never tried
+# again, after that worker's last lines; starts all again, K times at most, when one ends with 75 or is killed; and makes the TPUs anew when the
+# platform took them, which does not count. A lost connection is no failure: the job runs detached. Ctrl-C stops the job, which saves first, and ends
+# with 75. Closing the terminal leaves it running, and the same command watches it again.
 
 # shellcheck disable=SC2154 # read_options sets opt_...
 set -uo pipefail
@@ -272,7 +272,8 @@ show_run() {
   on_workers "$on_vm stop LIFE TERM"
   note "some have not ended $grace s after another one:"
   on_workers "$on_vm stop LIFE KILL"
-  note "one ended with 1 or 2: its last $last_lines lines, and the end; one ended with 75 or was killed: the same, then all again, $opt_max_restarts times at most:"
+  note "one ended with 1 or 2: its last $last_lines lines, and the end; one ended with 75 or was killed: the same, then all again," \
+    "$opt_max_restarts times at most:"
   on_workers "$on_vm tail LIFE $last_lines"
   note "cannot be reached: asks the platform; where that took the TPUs, they are made anew, and the job is started there:"
   for node in "${nodes[@]}"; do quoted gcloud compute tpus tpu-vm describe "$node" "${where[@]}" "--format=value(state)"; done

@@ -9,7 +9,8 @@ set -uo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# These say to JAX who the processes are, and what they may use. Where the platform sets them they are this job's; anywhere else they are an earlier one's, and it would hang.
+# These say to JAX who the processes are, and what they may use. Where the platform sets them they are this job's; anywhere else
+# they are an earlier one's, and it would hang.
 case ${PLATFORM:?} in
 gke) stale='^JAX_(COORDINATOR_ADDRESS|NUM_PROCESSES|PROCESS_ID)$' ;;
 tpu_vm)

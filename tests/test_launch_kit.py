@@ -4,6 +4,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -57,7 +58,12 @@ def test_worker_waits_for_devices_that_another_process_holds(platform: Platform)
 
     def holds_it(name: str, **changes: str) -> subprocess.Popen[bytes]:
         with device.open() as held:
-            return subprocess.Popen(["bash", "-c", f"exec -a {name} sleep 60"], stdin=held, env=os.environ | changes)
+            holder = subprocess.Popen(["bash", "-c", f"exec -a {name} sleep 60"], stdin=held, env=os.environ | changes)
+        end = time.monotonic() + 60
+        while not pathlib.Path(f"/proc/{holder.pid}/cmdline").read_bytes().startswith(name.encode()):  # until then it is bash
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return holder
 
     for name in ("another", "cdcd_jax.train"):  # the second one was started by hand
         with holds_it(name) as other:
@@ -123,6 +129,15 @@ def test_slurm_does_not_queue_a_cancelled_job_again(platform: Platform) -> None:
     platform.answer("squeue", (0, "", ""), (0, "COMPLETING\n", ""))
     platform.run(platform.project() / "launch" / "slurm.sh", "run", *NODES, *TRAINER)
     assert not platform.calls("scontrol") and "the job is COMPLETING: not queued again." in (platform.folder / "project/slurm/a-7.out").read_text()
+
+
+def test_slurm_queues_a_job_again_though_its_controller_does_not_answer_at_once(platform: Platform) -> None:
+    platform.lives(_0="75 0", _1="0 0", _2="0 0", _3="0 0")
+    busy = (1, "", "slurm_load_jobs error: Socket timed out on send/recv operation\n")
+    platform.answer("squeue", (0, "", ""), busy, busy, (0, "RUNNING\n", ""))
+    assert platform.run(platform.project() / "launch" / "slurm.sh", "run", *NODES, *TRAINER)[0] == 0
+    assert (platform.folder / "code").read_text() == "0" and len(platform.calls("srun")) == 2
+    assert "squeue failed (2 of 5 times).\n" in (platform.folder / "project/slurm/a-7.out").read_text()
 
 
 # GKE

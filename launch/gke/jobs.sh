@@ -2,16 +2,14 @@
 # What launch/gke/xpk.sh and launch/gke/jobset.sh share, for `source`: both run a JobSet, and Kubernetes starts it again, not this machine.
 # shellcheck disable=SC2034,SC2154 # read_options sets opt_..., and who sources this reads the rest
 
-# Codes that ask for another start besides 75: those of signals 0 to 31, but not 130, which is Ctrl-C's.
-signals=$(printf ', %s' 128 129 {131..159})
-
 # on_gke: sets hosts (pods of a slice) and chips_per_host of --topology; every machine that xpk and this manifest ask for has four chips, or one.
 on_gke() {
   tpu "$opt_topology"
   chips_per_host=4
   ((chips > 1)) || chips_per_host=1
   hosts=$((chips / chips_per_host))
-  ((opt_slices == 1 || hosts > 1)) || die "--slices=$opt_slices needs a topology of several hosts: GKE has no multislice of $opt_topology, which is one host."
+  ((opt_slices == 1 || hosts > 1)) ||
+    die "--slices=$opt_slices needs a topology of several hosts: GKE has no multislice of $opt_topology, which is one host."
 }
 
 kube() {

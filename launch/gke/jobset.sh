@@ -10,7 +10,7 @@
 # bucket), --max-restarts=K (3).
 #
 # Kubernetes starts the job again, K times at most, when a pod ends with 75 or is killed; a pre-emption does not count; any other code ends the job.
-# `run` watches, and ends with the job's code after the last lines of the pod that failed.
+# `run` watches, and ends with the job's code after the last lines of the pod that failed; Ctrl-C ends only the watching, with 130.
 
 # shellcheck disable=SC2154 # read_options sets opt_...
 set -uo pipefail
@@ -44,6 +44,9 @@ if [[ $verb == run ]]; then
 fi
 need kubectl "install it with gcloud components install kubectl, then gcloud container clusters get-credentials CLUSTER --location=..."
 make_scratch
+
+# Codes that ask for another start besides 75: those of signals 0 to 31, but not 130, which is Ctrl-C's.
+signals=$(printf ', %s' 128 129 {131..159})
 
 # A list of words in YAML; JSON's strings are YAML's. Kubernetes would read $(NAME) as a variable.
 as_list() {

@@ -10,7 +10,8 @@
 # --max-restarts=K (20).
 #
 # Kubernetes starts the job again, K times at most, when a pod ends with 75, is killed or is pre-empted (xpk counts all of these); any other code ends
-# the job. `run` watches, and ends with the job's code after the last lines of the pod that failed.
+# the job. `run` watches, and ends with the job's code after the last lines of the pod that failed; Ctrl-C ends only
+# the watching, with 130.
 
 # shellcheck disable=SC2154 # read_options sets opt_...
 set -uo pipefail
