@@ -143,7 +143,7 @@ def test_tpu_vm_watches_the_same_life_on_after_a_repair(platform: Platform, lost
     ("suspending", "patience", "code", "said"),
     [(4, "100", 0, "the platform took a: making it anew"), (1000, "1", 2, "error: the platform gave no clear state for a for [1-9][0-9]* s: ")],
 )
-def test_tpu_vm_waits_until_a_request_that_lost_its_tpus_is_suspended(platform: Platform, suspending: int, patience: str, code: int, said: str) -> None:
+def test_tpu_vm_waits_until_its_request_is_suspended(platform: Platform, suspending: int, patience: str, code: int, said: str) -> None:
     """A worker was told to stop; for how long the platform is then asked does not depend on how soon it showed the pre-emption."""
     platform.machines("a")
     platform.lives(a_w_0="told 0", a_w_1="75 0")
@@ -187,7 +187,7 @@ def test_tpu_vm_says_how_to_end_what_it_cannot_reach(platform: Platform) -> None
     ("missing", "said"),
     [
         ("bash: cdcd_jax/launch/on_vm.sh: No such file or directory", "a has not been set up: launch/tpu_vm.sh setup --name=a --zone=z"),
-        ('Load key "/home/u/.ssh/key": No such file or directory', 'no contact with a for 0 s (Load key "/home/u/.ssh/key": No such file or directory), '),
+        ('Load key "/.ssh/k": No such file or directory', 'no contact with a for 0 s (Load key "/.ssh/k": No such file or directory), '),
     ],
 )
 def test_tpu_vm_tells_a_missing_project_from_a_missing_key(platform: Platform, missing: str, said: str) -> None:
