@@ -412,8 +412,21 @@ def test_files_of_text_are_divided_whole_and_repeated_ones_together(tmp_path, sm
     listing = sources.list_parts(chosen)
     assert any(not use.span.whole for part in listing.parts for use in part.uses)  # some are read in stretches
     assert len(listing.parts) < 60
-    with pytest.raises(UserError, match=r"and .* of data.source hold the same text, of which the end of all would be held out"):
+    with pytest.raises(UserError, match=r"and .* of data.source hold the same text, so the same text would be in training and held out"):
         sources.list_parts(dataclasses.replace(chosen, split="auto"))
+
+
+@pytest.mark.parametrize(("alphabet", "copy"), [("text", "copy.txt.gz"), ("27", "copy.txt.gz"), ("text", "copy.txt")])
+def test_a_text_that_is_read_otherwise_is_the_same_text(tmp_path, small, alphabet, copy):
+    """A large file in stretches, its packed copy whole, one with a byte order mark in other stretches: their parts' hashes differ, the texts do not."""
+    corpora.write(tmp_path / "large.txt", PROSE)
+    chosen = config(tmp_path / "*", alphabet=alphabet, valid_fraction=0.2)
+    assert sum(len(part.uses) for part in sources.list_parts(chosen).parts) > 2
+    corpora.write(tmp_path / copy, "\ufeff" + PROSE)
+    with pytest.raises(UserError, match="copy.* and .*large.txt' of data.source hold the same text, so the same"):
+        sources.list_parts(chosen)
+    corpora.write(tmp_path / copy, PROSE + "and more")
+    sources.list_parts(chosen)
 
 
 def test_of_a_few_files_every_split_has_one():
@@ -458,7 +471,7 @@ def test_splits_in_the_names_of_files(tmp_path):
     [
         ({"split": "hash"}, 'data.split = "hash" divides documents, and data.source'),
         ({"source": "*.txt", "split": "exact"}, "b.txt' is 2 documents"),
-        ({"source": "*.txt"}, "' of data.source hold the same text, of which the end of all would be held out"),
+        ({"source": "*.txt"}, "' of data.source hold the same text, so the same text would be in training and held out"),
         ({"source": "*.txt", "split": "hash"}, "b.txt' holds 1 different text, and 2 splits need as many, since none is divided; give more files,"),
         ({"valid_fraction": 0.6, "test_fraction": 0.5}, "data.valid_fraction = 0.6 and data.test_fraction = 0.5 must not be more than 1 together."),
         ({"valid_split": "test"}, "'a.txt' has none: give --config.data.valid_split= and a share of"),
