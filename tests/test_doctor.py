@@ -120,6 +120,22 @@ def test_the_disk_must_hold_the_checkpoints(tmp_path: pathlib.Path, monkeypatch:
         assert (found.good, found.mend) == (not mend, mend)
 
 
+@pytest.mark.parametrize(
+    "alphabet, tokenizer, size, supposed", [("27", "char", 27, False), ("text", "byte", 256, False), ("text", "char", 5000, True)]
+)
+def test_the_checkpoints_have_the_tokenizers_vocabulary(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, alphabet: str, tokenizer: str, size: int, supposed: bool
+) -> None:
+    """Not that of data.vocab_size, which is for SentencePiece alone; where only the text has it, this is said."""
+    config = tiny.config({"data.alphabet": alphabet, "data.tokenizer": tokenizer, "data.vocab_size": 5000, "checkpoint.keep_every_steps": 0})
+    state = jax.eval_shape(lambda: init_state(config, jnp.zeros(size)))
+    need = (config.checkpoint.keep_last + 1) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    for free in (need, need + 1):
+        monkeypatch.setattr(checkup.shutil, "disk_usage", lambda _, free=free: types.SimpleNamespace(free=free))
+        found = checkup.disk(str(tmp_path / "run"), config)
+        assert found.good == (free > need) and ("if the vocabulary has 5,000 tokens" in found.said) == supposed
+
+
 PATH = "--config.data.source=PATH, a text file, a quoted glob or a prepared folder"
 PREPARE = (
     "python -m cdcd_jax.prepare --config=configs/paper_base.py --output=prepared/paper_base; "

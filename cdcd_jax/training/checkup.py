@@ -23,7 +23,7 @@ from cdcd_jax.config import Config, HostsConfig, TryAgain, UserError, check, sen
 from cdcd_jax.data import files, hub, places, prepared, spans
 from cdcd_jax.parallel import job, rollcall
 from cdcd_jax.parallel.mesh import AXES, sizes
-from cdcd_jax.training.planning import Changes, changed_config, flags
+from cdcd_jax.training.planning import Changes, changed_config, flags, vocabulary
 from cdcd_jax.training.state import init_state
 
 SECONDS = 60.0  # for the devices to answer
@@ -237,16 +237,24 @@ def disk(workdir: str | None, config: Config | None) -> Finding:
     if config is None or there:
         largest = f"du -xh --max-depth=3 {shlex.quote(str(folder.resolve()))} | sort -h | tail shows what takes it"
         return Finding("disk", free > 2**30, said, "" if free > 2**30 else largest)
-    vocab_size = config.data.vocab_size
+    vocab_size, supposed = _vocabulary(config)
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
     need = one * _checkpoints(config)
-    said += f"; {_checkpoints(config) - 1:,} + 1 checkpoints take {need / 2**30:.1f} GiB"
+    said += f"; {_checkpoints(config) - 1:,} + 1 checkpoints take {need / 2**30:.1f} GiB{supposed}"
     if free > need:
         return Finding("disk", True, said)
     last: Changes = {"checkpoint.keep_last": 1}
     fewer = [changes for changes in (last, last | {"checkpoint.keep_every_steps": 0}) if one * _checkpoints(changed_config(config, changes)) < free]
     return Finding("disk", False, said, " ".join(flags(config, fewer[0])) if fewer else f"{ELSEWHERE}; df -h shows the disks")
+
+
+def _vocabulary(config: Config) -> tuple[int, str]:
+    """The size of the vocabulary; where only the text has it, the config's, which few alphabets pass, and words that say so."""
+    try:
+        return vocabulary(config), ""
+    except UserError:
+        return config.data.vocab_size, f" if the vocabulary has {config.data.vocab_size:,} tokens (the text, which decides it, is not read here)"
 
 
 def _checkpoints(config: Config) -> int:
