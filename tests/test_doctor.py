@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import shlex
 import socket
 import subprocess
 import threading
@@ -36,16 +37,24 @@ def test_all_is_well(run_door: Door, tmp_path: pathlib.Path) -> None:
 
 
 def test_what_is_wrong_is_said_with_what_mends_it(run_door: Door, tmp_path: pathlib.Path) -> None:
+    """The command that prepares has the flags that were given, in whatever form: two words, one dash, a value with a space, no=."""
     (tmp_path / "file").write_text("")
+    begun = tmp_path / "begun"
+    (begun / "unfinished").mkdir(parents=True)
     done = run_door(
-        "doctor", "--config=configs/demo.py", f"--workdir={tmp_path / 'file' / 'run'}", "--config.mesh.fsdp=3", "--config.data.source=none/*.txt"
-    )
+        "doctor", "--config", "configs/demo.py", f"--workdir={tmp_path / 'file' / 'run'}", "-config.mesh.fsdp=3", "--config.data.text_key",
+        "the text", "--noconfig.train.self_conditioning", "--config.data.source", begun,
+    )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
     lines = done.stdout.splitlines()
     wrong = {line.split()[1].rstrip(":"): lines[number + 1] for number, line in enumerate(lines) if line.startswith("MEND")}
     assert {"mesh", "workdir", "data"} <= wrong.keys()
     assert wrong["mesh"].strip() == "--config.mesh.fsdp=-1" and wrong["workdir"].strip() == f"mv {tmp_path / 'file'} {tmp_path / 'file'}.old"
-    assert "--config.data.source=" in wrong["data"]
+    command = shlex.split(wrong["data"])
+    assert command[:4] == ["python", "-m", "cdcd_jax.prepare", "--config=configs/demo.py"] and sorted(command[4:]) == sorted(
+        ["--config.mesh.fsdp=3", "--config.data.text_key=the text", "--config.train.self_conditioning=False", "--config.data.source=TEXT",
+         f"--output={begun}"]
+    )  # fmt: skip
 
 
 def test_a_config_that_cannot_be_is_a_mistake(run_door: Door) -> None:

@@ -418,7 +418,7 @@ def test_files_of_text_are_divided_whole_and_repeated_ones_together(tmp_path, sm
 
 @pytest.mark.parametrize(("alphabet", "copy"), [("text", "copy.txt.gz"), ("27", "copy.txt.gz"), ("text", "copy.txt")])
 def test_a_text_that_is_read_otherwise_is_the_same_text(tmp_path, small, alphabet, copy):
-    """A large file in stretches, its packed copy whole, one with a byte order mark in other stretches: their parts' hashes differ, the texts do not."""
+    """A large file in stretches, a packed copy whole, one with a byte order mark in others: the hashes of parts differ, the texts do not."""
     corpora.write(tmp_path / "large.txt", PROSE)
     chosen = config(tmp_path / "*", alphabet=alphabet, valid_fraction=0.2)
     assert sum(len(part.uses) for part in sources.list_parts(chosen).parts) > 2

@@ -76,13 +76,28 @@ def test_one_worker_is_this_process():
         (refuse, UserError, "three is too many."),
         (postpone, TryAgain, "the bucket is busy."),
         (die, UserError, r"a worker process was killed \(SIGKILL\), perhaps because memory was short: what is finished is kept"),
-        (break_down, RuntimeError, "a worker process failed; what it said stands above"),
+        (break_down, RuntimeError, "a worker process failed; its error is printed above"),
     ],
 )
 def test_what_goes_wrong_is_raised_here(function: Callable[[int], int], error: type[Exception], said: str, capfd):
     with pytest.raises(error, match=said), workers.pool(2) as run:
         list(run(function, range(10)))
     assert ("ZeroDivisionError" in capfd.readouterr().err) == (function is break_down)
+
+
+def test_one_that_is_killed_with_work_unread_was_killed():
+    """The system then tells who sends to it of a reset connection, and not of a broken pipe."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ours, theirs = workers.Pipe()
+
+    def items():
+        yield 1
+        process.kill()
+        theirs.close()
+        yield 2
+
+    with process, ours, pytest.raises(UserError, match=r"a worker process was killed \(SIGKILL\)"):
+        list(workers._map([workers._Worker(process, ours)], slow_square, items()))
 
 
 LOOP = """
