@@ -59,7 +59,7 @@ def test_a_text_is_prepared_and_how_to_train_on_it_is_said(tmp_path):
         (["--config=configs/demo.py", "--output=out", "--workers=-1"], "flag --workers=-1: -1 is not a non-negative integer."),
         (["--config=configs/demo.py", "--output=out", "--config.data.packing=packed"], "has the value 'packed' (did you mean \"pack\"?)."),
         (["--config=configs/demo.py", "--output=out", "--config.data.source=kvj"], "(did you mean \"kjv\"?) nor a file or folder; name"),
-        (["--config=configs/text8.py", "--output=out"], "prepare has made, or an embedded text (kjv): --config.data.source=PLACE."),
+        (["--config=configs/text8.py", "--output=out"], "made by prepare, or an embedded text (kjv): --config.data.source=PLACE."),
         (["--config=configs/novels27.py", "--output=out"], "with {split} for the split: --config.data.source='PATH/{split}.txt'."),
         (["--config=configs/demo.py", "--output=out", "--config.data.source=a.{splt}.txt"], "write '{split}', which '{splt}' is not."),
         (["--config=configs/demo.py", "--output=out", "--config.data.valid_fraction=0"], "give a share, such as --config.data.valid_fraction=0.05."),

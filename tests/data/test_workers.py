@@ -1,10 +1,12 @@
 """The pool of processes: results in order, mistakes in a sentence, and nothing left behind however it ends."""
 
+import contextlib
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -85,19 +87,21 @@ def test_what_goes_wrong_is_raised_here(function: Callable[[int], int], error: t
     assert ("ZeroDivisionError" in capfd.readouterr().err) == (function is break_down)
 
 
-def test_one_that_is_killed_with_work_unread_was_killed():
+def test_one_that_is_killed_while_more_is_sent_than_it_reads_was_killed():
     """The system then tells who sends to it of a reset connection, and not of a broken pipe."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     ours, theirs = workers.Pipe()
-
-    def items():
-        yield 1
-        process.kill()
-        theirs.close()
-        yield 2
-
+    process.kill()
+    os.set_blocking(ours.fileno(), False)
+    with contextlib.suppress(BlockingIOError):  # until no more can be sent
+        while True:
+            os.write(ours.fileno(), b"\0")
+    os.set_blocking(ours.fileno(), True)
+    closing = threading.Timer(0.2, theirs.close)
+    closing.start()
     with process, ours, pytest.raises(UserError, match=r"a worker process was killed \(SIGKILL\)"):
-        list(workers._map([workers._Worker(process, ours)], slow_square, items()))
+        list(workers._map([workers._Worker(process, ours)], slow_square, [1]))
+    closing.join()
 
 
 LOOP = """
