@@ -141,11 +141,6 @@ def load_texts(config: DataConfig) -> dict[str, str]:
     return {split: "".join(mine) for split, mine in pieces.items() if mine or split != "test"}
 
 
-def load_text(source: str, alphabet: str) -> str:
-    """The whole text of a source, of which nothing is held out."""
-    return load_texts(DataConfig(source=source, alphabet=alphabet, valid_fraction=0.0))["train"]
-
-
 def fingerprint(text: str) -> str:
     """SHA-256 of the text's UTF-8 bytes, in hexadecimal."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -130,13 +130,16 @@ def mesh(config: Config, local: int) -> Finding:
 
 
 def _dividing(config: Config, count: int) -> str:
-    """Flags with which mesh and batch divide that many devices; what need not change is left as it is."""
+    """Flags with which mesh and batch divide that many devices, or, if none of those tried do, in words; what need not change is left as it is."""
     t = config.train
     unit = math.lcm(count * t.accumulation_steps, 2 * t.accumulation_steps if t.self_conditioning else 1)
     batch: Changes = {"train.batch_size": max(1, round(t.batch_size / unit)) * unit}
     free: Changes = {"mesh.data": -1, "mesh.fsdp": -1, "mesh.tensor": 1}
     tried = (batch, free, free | batch, free | batch | {"mesh.slices": 1})
-    return " ".join(flags(config, next((changes for changes in tried if _divides(changed_config(config, changes), count)), tried[-1])))
+    found = next((changes for changes in tried if _divides(changed_config(config, changes), count)), None)
+    if found is None:
+        return f"choose mesh.data, mesh.fsdp and mesh.tensor whose product is {count}, and a train.batch_size that {unit} divides"
+    return " ".join(flags(config, found))
 
 
 def _divides(config: Config, count: int) -> bool:
