@@ -1,5 +1,6 @@
 """The doctor: a line for each thing that a run needs, the command that mends it, and an exit code that says whether all is well."""
 
+import errno
 import importlib.util
 import os
 import pathlib
@@ -69,19 +70,23 @@ def job(monkeypatch: pytest.MonkeyPatch, address: str, number: int, index: int) 
 
 def test_the_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkup.coordinator().said == "one process"
-    with socket.socket() as taken:
-        taken.bind(("", 0))
+    with socket.socket() as held, socket.socket() as taken:
+        for one in (held, taken):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("", 0))  # without listening: the port is free for those who reuse addresses, and the system gives it to nobody else
+        taken.bind(held.getsockname())
         taken.listen()
-        address = f"localhost:{taken.getsockname()[1]}"
+        address = f"localhost:{held.getsockname()[1]}"
         job(monkeypatch, address, 2, 1)
         assert checkup.coordinator() == checkup.Finding("coordinator", True, f"{address} answers")
         job(monkeypatch, address, 2, 0)
         found = checkup.coordinator()
         assert not found.good and "cannot be used here" in found.said and "ss -ltnp" in found.mend
-    assert checkup.coordinator().good
-    job(monkeypatch, address, 2, 1)
-    found = checkup.coordinator()
-    assert not found.good and f"the coordinator at {address} did not answer" in found.said
+        taken.close()
+        assert checkup.coordinator().good
+        job(monkeypatch, address, 2, 1)
+        found = checkup.coordinator()
+        assert not found.good and f"the coordinator at {address} did not answer" in found.said
     monkeypatch.delenv("JAX_PROCESS_ID")
     assert "is set, but not JAX_PROCESS_ID" in checkup.coordinator().said
 
@@ -258,3 +263,12 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkup, "_version", lambda name: None if name == "grain" else "1.0")
     found = checkup.versions()
     assert not found.good and "grain is not installed" in found.said and found.mend == "pip install -r requirements.lock"
+
+
+def test_what_cannot_be_read_back_is_removed_as_well(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: pathlib.Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "read_text", fails)
+    found = checkup.writable(str(tmp_path / "run"))
+    assert not found.good and "cannot be written and read (Input/output error)" in found.said and list(tmp_path.iterdir()) == []

@@ -188,8 +188,10 @@ def writable(workdir: str) -> Finding:
             return Finding("workdir", False, f"{folder} is no folder", shlex.join(["mv", str(folder), f"{folder}.old"]))
         probe = folder / f".doctor-{secrets.token_hex(4)}"
         files.write_whole(probe, "well")
-        back = probe.read_text()
-        probe.unlink()
+        try:
+            back = probe.read_text()
+        finally:
+            probe.unlink()
     except (UserError, TryAgain) as error:
         return Finding("workdir", False, _plain(error), _opening(workdir, there, error))
     except files.failures() as error:
