@@ -1,7 +1,5 @@
 """python -m cdcd_jax.doctor [--workdir=runs/demo] [--config=configs/demo.py]: whether a run could start here; exit 1: something is to be mended."""
 
-import sys
-
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
@@ -20,8 +18,8 @@ def main() -> int:
     config = None if CONFIG.value is None else from_dict(CONFIG.value)
     given = []
     if config is not None:  # as it may be given to prepare
-        name = config_flags.get_config_filename(flags.FLAGS["config"])
-        given = [f"--config={name}", *(argument for argument in sys.argv[1:] if argument.startswith("--config."))]
+        name, values = doors.given_config()
+        given = [f"--config={name}", *(f"--config.{key}={value}" for key, value in values.items())]
     for finding in checkup.findings(WORKDIR.value, config, given):
         well = well and finding.good
         console.print(

@@ -12,7 +12,7 @@ from logging import getLogger
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from cdcd_jax import interrupts
 from cdcd_jax.config import DONE, MISTAKE, Config, TryAgain, UserError, defaults, did_you_mean, sentence
@@ -82,6 +82,12 @@ def _is_news(record: Any) -> bool:
     where = record.exc_info[2] if record.exc_info else None
     abandoned = record.name == "asyncio" and "exception was never retrieved" in record.getMessage()
     return not abandoned and not any("orbax" in frame.filename for frame in traceback.extract_tb(where))
+
+
+def given_config() -> tuple[str, dict[str, Any]]:
+    """The file that --config names, and the keys that flags changed, "section.key" to the value, in whatever form the flags were given."""
+    flag = flags.FLAGS["config"]
+    return config_flags.get_config_filename(flag), dict(config_flags.get_override_values(flag))
 
 
 def check_config(argv: list[str]) -> None:

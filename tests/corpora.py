@@ -9,6 +9,9 @@ import re
 import numpy as np
 import zstandard
 
+from cdcd_jax.config import DataConfig
+from cdcd_jax.data import sources
+
 WORDS = "the of and to in he she it was 1984 Ædle café\tnaïve — “so” x\u00a0y Ωmega 日本語 don't end. (see p. 3)".split(" ")
 
 
@@ -17,6 +20,11 @@ def to_27(text: str) -> str:
     digits = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     spelled = "".join(f" {digits[int(c)]} " if c in "0123456789" else c.lower() if c.isascii() else " " for c in text)
     return re.sub("[^a-z]+", " ", spelled).strip(" ")
+
+
+def load_text(source: str, alphabet: str) -> str:
+    """The whole text of a source, as the package reads it, of which nothing is held out."""
+    return sources.load_texts(DataConfig(source=source, alphabet=alphabet, valid_fraction=0.0))["train"]
 
 
 def split(text: str, valid_fraction: float) -> tuple[str, str]:

@@ -154,9 +154,9 @@ CASES: dict[str, Case] = {
     ),
     # The workdir
     "another config": (lambda p: p.train(p.run, train__batch_size=16), "holds a run with train.batch_size = 8, and this config has 16; name another"),
-    "another text": (lambda p: p.other_text(), "edited.txt' is not the text that this run was trained on, by its content"),
+    "another text": (lambda p: p.other_text(), "edited.txt' does not hold the data that this run was trained on (compared by content"),
     "another text, of an older version": (lambda p: p.other_text(old=True), "was trained with other data than "),
-    "another text before anything is saved": (lambda p: p.other_text(saved=False), "edited.txt' is not the text that this run was trained on"),
+    "another text before anything is saved": (lambda p: p.other_text(saved=False), "edited.txt' does not hold the data that this run was trained on"),
     "another tokenizer": (lambda p: p.train(p.other_tokenizer(), train__num_steps=30), "is not the one that was saved"),
     "no tokenizer": (lambda p: p.train(p.with_file("no_tokenizer", "tokenizer/tokenizer.json", "{"), train__num_steps=30), "is damaged"),
     "damaged config.json": (lambda p: p.train(p.with_file("no_config", "config.json", "{")), "config.json cannot be read"),

@@ -1,8 +1,10 @@
 """The doctor: a line for each thing that a run needs, the command that mends it, and an exit code that says whether all is well."""
 
+import errno
 import importlib.util
 import os
 import pathlib
+import shlex
 import socket
 import subprocess
 import threading
@@ -36,16 +38,24 @@ def test_all_is_well(run_door: Door, tmp_path: pathlib.Path) -> None:
 
 
 def test_what_is_wrong_is_said_with_what_mends_it(run_door: Door, tmp_path: pathlib.Path) -> None:
+    """The command that prepares has the flags that were given, in whatever form: two words, one dash, a value with a space, no=."""
     (tmp_path / "file").write_text("")
+    begun = tmp_path / "begun"
+    (begun / "unfinished").mkdir(parents=True)
     done = run_door(
-        "doctor", "--config=configs/demo.py", f"--workdir={tmp_path / 'file' / 'run'}", "--config.mesh.fsdp=3", "--config.data.source=none/*.txt"
-    )
+        "doctor", "--config", "configs/demo.py", f"--workdir={tmp_path / 'file' / 'run'}", "-config.mesh.fsdp=3", "--config.data.text_key",
+        "the text", "--noconfig.train.self_conditioning", "--config.data.source", begun,
+    )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
     lines = done.stdout.splitlines()
     wrong = {line.split()[1].rstrip(":"): lines[number + 1] for number, line in enumerate(lines) if line.startswith("MEND")}
     assert {"mesh", "workdir", "data"} <= wrong.keys()
     assert wrong["mesh"].strip() == "--config.mesh.fsdp=-1" and wrong["workdir"].strip() == f"mv {tmp_path / 'file'} {tmp_path / 'file'}.old"
-    assert "--config.data.source=" in wrong["data"]
+    command = shlex.split(wrong["data"])
+    assert command[:4] == ["python", "-m", "cdcd_jax.prepare", "--config=configs/demo.py"] and sorted(command[4:]) == sorted(
+        ["--config.mesh.fsdp=3", "--config.data.text_key=the text", "--config.train.self_conditioning=False", "--config.data.source=TEXT",
+         f"--output={begun}"]
+    )  # fmt: skip
 
 
 def test_a_config_that_cannot_be_is_a_mistake(run_door: Door) -> None:
@@ -60,19 +70,23 @@ def job(monkeypatch: pytest.MonkeyPatch, address: str, number: int, index: int) 
 
 def test_the_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkup.coordinator().said == "one process"
-    with socket.socket() as taken:
-        taken.bind(("", 0))
+    with socket.socket() as held, socket.socket() as taken:
+        for one in (held, taken):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("", 0))  # without listening: the port is free for those who reuse addresses, and the system gives it to nobody else
+        taken.bind(held.getsockname())
         taken.listen()
-        address = f"localhost:{taken.getsockname()[1]}"
+        address = f"localhost:{held.getsockname()[1]}"
         job(monkeypatch, address, 2, 1)
         assert checkup.coordinator() == checkup.Finding("coordinator", True, f"{address} answers")
         job(monkeypatch, address, 2, 0)
         found = checkup.coordinator()
         assert not found.good and "cannot be used here" in found.said and "ss -ltnp" in found.mend
-    assert checkup.coordinator().good
-    job(monkeypatch, address, 2, 1)
-    found = checkup.coordinator()
-    assert not found.good and f"the coordinator at {address} did not answer" in found.said
+        taken.close()
+        assert checkup.coordinator().good
+        job(monkeypatch, address, 2, 1)
+        found = checkup.coordinator()
+        assert not found.good and f"the coordinator at {address} did not answer" in found.said
     monkeypatch.delenv("JAX_PROCESS_ID")
     assert "is set, but not JAX_PROCESS_ID" in checkup.coordinator().said
 
@@ -118,6 +132,22 @@ def test_the_disk_must_hold_the_checkpoints(tmp_path: pathlib.Path, monkeypatch:
         monkeypatch.setattr(checkup.shutil, "disk_usage", lambda _, room=room: types.SimpleNamespace(free=room * one + 1))
         found = checkup.disk(str(tmp_path / "run"), asked)
         assert (found.good, found.mend) == (not mend, mend)
+
+
+@pytest.mark.parametrize(
+    "alphabet, tokenizer, size, supposed", [("27", "char", 27, False), ("text", "byte", 256, False), ("text", "char", 5000, True)]
+)
+def test_the_checkpoints_have_the_tokenizers_vocabulary(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, alphabet: str, tokenizer: str, size: int, supposed: bool
+) -> None:
+    """Not that of data.vocab_size, which is for SentencePiece alone; where only the text has it, this is said."""
+    config = tiny.config({"data.alphabet": alphabet, "data.tokenizer": tokenizer, "data.vocab_size": 5000, "checkpoint.keep_every_steps": 0})
+    state = jax.eval_shape(lambda: init_state(config, jnp.zeros(size)))
+    need = (config.checkpoint.keep_last + 1) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    for free in (need, need + 1):
+        monkeypatch.setattr(checkup.shutil, "disk_usage", lambda _, free=free: types.SimpleNamespace(free=free))
+        found = checkup.disk(str(tmp_path / "run"), config)
+        assert found.good == (free > need) and ("if the vocabulary has 5,000 tokens" in found.said) == supposed
 
 
 PATH = "--config.data.source=PATH, a text file, a quoted glob or a prepared folder"
@@ -233,3 +263,12 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkup, "_version", lambda name: None if name == "grain" else "1.0")
     found = checkup.versions()
     assert not found.good and "grain is not installed" in found.said and found.mend == "pip install -r requirements.lock"
+
+
+def test_what_cannot_be_read_back_is_removed_as_well(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: pathlib.Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "read_text", fails)
+    found = checkup.writable(str(tmp_path / "run"))
+    assert not found.good and "cannot be written and read (Input/output error)" in found.said and list(tmp_path.iterdir()) == []

@@ -37,6 +37,7 @@ def test_a_text_is_prepared_and_how_to_train_on_it_is_said(tmp_path):
     for name, key in (("documents", "num_documents"), ("tokens", "num_tokens"), ("dropped at the end", "tokens_dropped"), ("records", "num_records")):
         assert shown[name] == [f"{about[key]:,}" for about in manifest.values()]
     assert {"manifest.json", "token_counts.json", "tokenizer/tokenizer.json", "train-00000-of-00001.array_record"} <= set(content(output))
+    assert re.match(r"[\d,]+ tokens in [\d.]+ s, [\d,]+ a second; train", first.stdout.splitlines()[-2])
     command = shlex.split(first.stdout.splitlines()[-1])
     assert command[:5] == ["python", "-m", "cdcd_jax.train", "--config=configs/demo27.py", "--workdir=runs/NAME"]
     assert sorted(command[5:]) == sorted(
@@ -58,7 +59,7 @@ def test_a_text_is_prepared_and_how_to_train_on_it_is_said(tmp_path):
         (["--config=configs/demo.py", "--output=out", "--workers=-1"], "flag --workers=-1: -1 is not a non-negative integer."),
         (["--config=configs/demo.py", "--output=out", "--config.data.packing=packed"], "has the value 'packed' (did you mean \"pack\"?)."),
         (["--config=configs/demo.py", "--output=out", "--config.data.source=kvj"], "(did you mean \"kjv\"?) nor a file or folder; name"),
-        (["--config=configs/text8.py", "--output=out"], "prepare has made, or an embedded text (kjv): --config.data.source=PLACE."),
+        (["--config=configs/text8.py", "--output=out"], "made by prepare, or an embedded text (kjv): --config.data.source=PLACE."),
         (["--config=configs/novels27.py", "--output=out"], "with {split} for the split: --config.data.source='PATH/{split}.txt'."),
         (["--config=configs/demo.py", "--output=out", "--config.data.source=a.{splt}.txt"], "write '{split}', which '{splt}' is not."),
         (["--config=configs/demo.py", "--output=out", "--config.data.valid_fraction=0"], "give a share, such as --config.data.valid_fraction=0.05."),
@@ -67,6 +68,7 @@ def test_a_text_is_prepared_and_how_to_train_on_it_is_said(tmp_path):
         (["--config=configs/demo.py", "--output=README.md"], "README.md is a file; name a folder as --output."),
         (["--config=configs/demo.py", "--output=ftp://host/folder"], "is no place for files"),
         (["--config=configs/demo.py", "--output=out", "--beam=--runer=DirectRunner"], "Apache Beam has no flag '--runer=DirectRunner'"),
+        (["--config=configs/demo.py", "--output=out", "--workers=2", "--beam=--runner=DirectRunner"], "runner's: give one of them alone."),
     ],
 )
 def test_mistakes_are_a_sentence(flags, said):
@@ -120,5 +122,6 @@ def test_interrupted_and_killed_it_goes_on(tmp_path, door_environment):
     assert tokens and tokens.items() <= written(unfinished / "tokens", unfinished / "tokens").items()
     ended = forked.door("prepare", *flags)
     assert ended.code == 0, ended.stderr
+    assert re.match(r"[\d,]+ tokens, some of them finished before; train", ended.stdout.splitlines()[-2])  # the last start's speed is not theirs
     assert shards and all((path.stat().st_ino, path.stat().st_mtime_ns) == shards[path.name] for path in out.iterdir() if path.name in shards)
     assert shards.keys() < set(os.listdir(out)) and sorted(os.listdir(out / "tokenizer")) == ["tokenizer.json"] and not unfinished.exists()

@@ -88,7 +88,7 @@ def test_the_command_of_another_folder_is_refused(story: Story) -> None:
     preparation.prepare(config.data, epath.Path(other))
     text = (story.workdir / "config.json").read_text()
     (story.workdir / "config.json").write_text(text.replace('"packing": "pack"', '"packing": "pad"'))
-    with pytest.raises(cdcd_jax.config.UserError, match="is not the text that this run was trained on"):
+    with pytest.raises(cdcd_jax.config.UserError, match="does not hold the data that this run was trained on"):
         cdcd_jax.load_run(story.workdir, source=other).corpus()
     (story.workdir / "config.json").write_text(text)
 
@@ -101,7 +101,7 @@ def test_a_folder_that_was_moved_is_the_same(story: Story, tmp_path: pathlib.Pat
     (tmp_path / "other.jsonl").write_text((story.folder.parent / "documents.jsonl").read_text().replace("black", "brown"))
     preparation.prepare(tiny.config(CHANGES | {"data.source": str(tmp_path / "other.jsonl")}).data, epath.Path(tmp_path / "other"))
     refused = forked.door("train", *tiny.flags(tmp_path / "other", workdir, CHANGES))
-    assert refused.code == 2 and "other' is not the text that this run was trained on" in refused.stderr, refused.stderr
+    assert refused.code == 2 and "other' does not hold the data that this run was trained on" in refused.stderr, refused.stderr
     assert (workdir / "config.json").read_bytes() == (story.workdir / "config.json").read_bytes()
     assert forked.door("train", *tiny.flags(f"{moved}/", workdir, CHANGES)).code == 0
     assert json.loads((workdir / "config.json").read_text())["data"]["source"] == f"{moved}/"

@@ -125,8 +125,8 @@ def load_corpus(
 def _refuse_another(config: DataConfig, found: str, wanted: str) -> None:
     if wanted not in ("", found):
         raise UserError(
-            f"data.source {config.source!r} is not the text that this run was trained on, by its content (nor is a folder that prepare made the text "
-            "that it was made of): name the place where that lies now."
+            f"data.source {config.source!r} does not hold the data that this run was trained on (compared by content; a prepared folder does not "
+            "replace its text): give the place where those data are now."
         )
 
 

@@ -14,7 +14,7 @@ BYTES = (1 << 20, 1 << 24)
 EXAMPLES = (256, 4096)
 HUBS = ("tfds", "hf")
 GIVE = (
-    "name a path or glob of UTF-8 text files, to train also a folder that prepare has made, or an embedded text "
+    "name a path or glob of UTF-8 text files, for training, also a folder made by prepare, or an embedded text "
     f"({', '.join(EMBEDDED)}): --config.data.source=PLACE"
 )
 # What files and data sets call their splits, the usual word first.

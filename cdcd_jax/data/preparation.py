@@ -1,10 +1,12 @@
 """From a source to a folder of records: the plan, the stages one after the other, and how a preparation that was interrupted goes on.
 
+    OUTPUT/unfinished/lock          held by the one process that is at it
     OUTPUT/unfinished/plan.json     what decides the records: who has another plan is refused, once any tokens are finished
     OUTPUT/unfinished/tokenizer/    made first
     OUTPUT/unfinished/tokens/       the tokens of each part of the source, with a note (stages.py)
     OUTPUT/unfinished/shards.json   the names of the shards that are written, so that those of a plan given up can be taken away
     OUTPUT/unfinished/shards/       a note for each shard that is written
+    OUTPUT/unfinished/results-*     what machines of Beam hand back to the process that asked
     OUTPUT/                         as records.py says; manifest.json makes it whole, and then unfinished/ goes
 
 Nothing here depends on the number of workers, nor on whether they are processes or machines.
@@ -91,7 +93,7 @@ def _prepare(
         everything = [stream for of_part in streams for stream in of_part.values()]
         if not any(stream.characters for stream in everything):
             raise sources.no_text(config, sum(stream.empty for stream in everything))
-        layouts = {split: lay_out(config, tokenizer.vocab_size, streams, split) for split in sources.SPLITS}
+        layouts = {split: lay_out(config, tokenizer.vocab_size, streams, split) for split in SPLITS}
         check_sizes(config, layouts)
     except UserError:  # this plan comes to nothing, and must not be in the way of one that is put right
         outputs.take_away(folder / UNFINISHED, but=("lock",))

@@ -4,9 +4,11 @@ The manifest is there only when all else is, and names what all else must be: it
 copied to this machine, where they are known by their content.
 """
 
+import contextlib
 import dataclasses
 import os
 import resource
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,6 +23,7 @@ from cdcd_jax.data.spans import EMBEDDED
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"  # ArrayRecord's own words for it
 THREADS = 16  # hashing frees Python's lock; a bucket or a network disk answers many requests as fast as one
+ABANDONED = 24 * 3600.0  # seconds after which a shard that is not whole is no copy under way; a slow bucket sends one in minutes
 ANEW = "prepare the text anew, with python -m cdcd_jax.prepare into another folder"
 
 
@@ -176,6 +179,14 @@ def _allow_open_files(number: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
+def _remove_abandoned(cache: epath.Path) -> None:
+    """Removes what copies that were killed have left: what nobody has written to for so long is no other process's copy under way."""
+    for left in cache.glob(f"{files.partial_name('*')}*"):
+        with contextlib.suppress(FileNotFoundError):  # another process removes it as well, or its copy is finished
+            if time.time() - left.stat().mtime > ABANDONED:
+                left.unlink()
+
+
 def _cached(path: epath.Path, shard: Shard) -> tuple[epath.Path, str]:
     """The copy on this machine of a bucket's shard, and what is wrong with it. It is named by its content, and made again if it is not that."""
     cache = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cdcd_jax" / "shards"
@@ -183,6 +194,7 @@ def _cached(path: epath.Path, shard: Shard) -> tuple[epath.Path, str]:
     if not records.fault(str(cache), named):
         return copy, ""
     try:
+        _remove_abandoned(cache)
         with files.filling(copy, cache) as partial:
             path.copy(partial, overwrite=True)
     except files.failures() as error:

@@ -70,7 +70,7 @@ class Manifest:
     dtype: str  # of the ids: "uint16" or "uint32"
     packing: str
     config: dict[str, Any]  # the config's section data
-    inputs: list[dict[str, Any]]  # what was read: name, bytes and sha256 of files; name, version and size of data sets
+    inputs: list[dict[str, Any]]  # what was read: name (of data sets with the version), bytes and sha256
     splits: dict[str, SplitCounts]
     shards: list[Shard]
 

@@ -76,13 +76,14 @@ def list_parts(config: DataConfig, run: Map = map) -> Listing:
         uses[split] = [dataclasses.replace(use, split=split) for use in used]
     rule = _rule(uses["train"], numbers["train"], fractions, config)
     in_stretches = dict.fromkeys((span.kind, span.place) for span in listed if span.kind in ("text", "lines", "hf") and not span.whole)
-    hashed = run(functools.partial(spans.hash_file, config, rule == "hash"), in_stretches)
+    # Which files hold the same text is asked wherever some of several are held out.
+    hashed = run(functools.partial(spans.hash_file, config, bool(rule) and numbers["train"] > 1), in_stretches)
     hashes = {place: of_file for (_, place), of_file in zip(in_stretches, hashed, strict=True)}
     if rule == "hash":
         uses["train"] = _by_hash(uses["train"], hashes, fractions, config)
     elif rule:
         uses["train"] = splits.tail(uses["train"], fractions, config, rule == "exact")
-        _no_text_on_both_sides(uses["train"], config)
+        _no_text_on_both_sides(uses["train"], _digests(uses["train"], hashes), config)
     return Listing(_parts(uses, groups, fractions), _inputs(facts, hashes), empty)
 
 
@@ -140,11 +141,6 @@ def load_texts(config: DataConfig) -> dict[str, str]:
     return {split: "".join(mine) for split, mine in pieces.items() if mine or split != "test"}
 
 
-def load_text(source: str, alphabet: str) -> str:
-    """The whole text of a source, of which nothing is held out."""
-    return load_texts(DataConfig(source=source, alphabet=alphabet, valid_fraction=0.0))["train"]
-
-
 def fingerprint(text: str) -> str:
     """SHA-256 of the text's UTF-8 bytes, in hexadecimal."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
@@ -167,26 +163,29 @@ def _rule(uses: list[Use], number: int, fractions: Fractions, config: DataConfig
     return config.split
 
 
-def _no_text_on_both_sides(uses: list[Use], config: DataConfig) -> None:
+def _digests(uses: list[Use], hashes: dict[str, Hashes]) -> dict[str, str]:
+    """The SHA-256 of each file's text, however the file is read."""
+    return {use.span.place: hashes[use.span.place].text if use.span.place in hashes else use.digest for use in uses if use.span.is_text}
+
+
+def _no_text_on_both_sides(uses: list[Use], digests: dict[str, str], config: DataConfig) -> None:
     """Of few files the end is held out, and nobody means to be tested on what is in an earlier file as well."""
-    texts, sides = dict[str, dict[Span, str]](), dict[tuple[str, ...], dict[str, set[str]]]()
-    mine = [use for use in uses if use.span.is_text]
-    for use in mine:
-        texts.setdefault(use.span.place, {})[use.span] = use.digest
-    for use in mine:
-        sides.setdefault(tuple(texts[use.span.place].values()), {}).setdefault(use.span.place, set()).add(use.split)
+    sides = dict[str, dict[str, set[str]]]()
+    for use in uses:
+        if use.span.is_text:
+            sides.setdefault(digests[use.span.place], {}).setdefault(use.span.place, set()).add(use.split)
     for names in sides.values():
         if len(names) > 1 and len(set.union(*names.values())) > 1:
             first, second, *_ = names
             raise UserError(
-                f"{first!r} and {second!r} of data.source hold the same text, of which the end of all would be held out and the rest trained on; "
+                f"{first!r} and {second!r} of data.source hold the same text, so the same text would be in training and held out; "
                 'leave one out, or use data.split = "hash".'
             )
 
 
 def _by_hash(uses: list[Use], hashes: dict[str, Hashes], fractions: Fractions, config: DataConfig) -> list[Use]:
     """Each document for the split of its hash."""
-    digests = {use.span.place: hashes[use.span.place].text if use.span.place in hashes else use.digest for use in uses if use.span.is_text}
+    digests = _digests(uses, hashes)
     different, wanted = len(set(digests.values())), [sum(fractions) < 1, *map(bool, fractions)].count(True)
     if different < wanted and all(use.span.is_text for use in uses):
         raise UserError(

@@ -20,7 +20,7 @@ from cdcd_jax.data import files, unigram, words
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What every tokenizer has. An id is None where the tokenizer has no such token."""
+    """What every tokenizer has. pad_id is None where the tokenizer has no PAD."""
 
     @property
     def name(self) -> str: ...
@@ -28,10 +28,6 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def pad_id(self) -> int | None: ...
-    @property
-    def bos_id(self) -> int | None: ...
-    @property
-    def eos_id(self) -> int | None: ...
     @property
     def fingerprint(self) -> str: ...
     @property
@@ -46,7 +42,7 @@ class Tokenizer(Protocol):
 class _Pieces:
     """What the tokenizers share: an id is a string of bytes, and the tokenizer is what `content` and `model` say."""
 
-    pad_id = bos_id = eos_id = None
+    pad_id = None
 
     def __init__(self, name: str, pieces: list[bytes], content: dict[str, Any], model: bytes = b""):
         self.name, self.vocab_size = name, len(pieces)
@@ -172,8 +168,6 @@ class SentencePieceTokenizer(_Pieces):
 
 class WithPad:
     """A tokenizer with one token more, PAD, the last: no text is encoded with it, and decoding leaves it out."""
-
-    bos_id = eos_id = None
 
     def __init__(self, without: Tokenizer):
         self.without = without

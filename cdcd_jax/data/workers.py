@@ -75,7 +75,8 @@ def _map(workers: list[_Worker], function: Callable[[Any], Any], items: Iterable
 
     def give(connection: Connection) -> None:
         for number, item in waiting:
-            with contextlib.suppress(BrokenPipeError):  # who is dead is found out when it is asked for a result
+            # Who is dead, or died with work unread, is found out when it is asked for a result.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.send((function, item))
             at_work[connection].append(number)
             return
@@ -102,7 +103,7 @@ def _map(workers: list[_Worker], function: Callable[[Any], Any], items: Iterable
 def _death(process: subprocess.Popen[bytes]) -> Exception:
     code = process.wait()
     if code >= 0:
-        return RuntimeError("a worker process failed; what it said stands above")
+        return RuntimeError("a worker process failed; its error is printed above")
     return UserError(
         f"a worker process was killed ({signal.Signals(-code).name}), perhaps because memory was short: what is finished is kept, so give the same "
         "command again, with fewer --workers if it is killed again."

@@ -23,7 +23,7 @@ from cdcd_jax.config import Config, HostsConfig, TryAgain, UserError, check, sen
 from cdcd_jax.data import files, hub, places, prepared, spans
 from cdcd_jax.parallel import job, rollcall
 from cdcd_jax.parallel.mesh import AXES, sizes
-from cdcd_jax.training.planning import Changes, changed_config, flags
+from cdcd_jax.training.planning import Changes, changed_config, flags, vocabulary
 from cdcd_jax.training.state import init_state
 
 SECONDS = 60.0  # for the devices to answer
@@ -130,13 +130,16 @@ def mesh(config: Config, local: int) -> Finding:
 
 
 def _dividing(config: Config, count: int) -> str:
-    """Flags with which mesh and batch divide that many devices; what need not change is left as it is."""
+    """Flags with which mesh and batch divide that many devices, or, if none of those tried do, in words; what need not change is left as it is."""
     t = config.train
     unit = math.lcm(count * t.accumulation_steps, 2 * t.accumulation_steps if t.self_conditioning else 1)
     batch: Changes = {"train.batch_size": max(1, round(t.batch_size / unit)) * unit}
     free: Changes = {"mesh.data": -1, "mesh.fsdp": -1, "mesh.tensor": 1}
     tried = (batch, free, free | batch, free | batch | {"mesh.slices": 1})
-    return " ".join(flags(config, next((changes for changes in tried if _divides(changed_config(config, changes), count)), tried[-1])))
+    found = next((changes for changes in tried if _divides(changed_config(config, changes), count)), None)
+    if found is None:
+        return f"choose mesh.data, mesh.fsdp and mesh.tensor whose product is {count}, and a train.batch_size that {unit} divides"
+    return " ".join(flags(config, found))
 
 
 def _divides(config: Config, count: int) -> bool:
@@ -185,8 +188,10 @@ def writable(workdir: str) -> Finding:
             return Finding("workdir", False, f"{folder} is no folder", shlex.join(["mv", str(folder), f"{folder}.old"]))
         probe = folder / f".doctor-{secrets.token_hex(4)}"
         files.write_whole(probe, "well")
-        back = probe.read_text()
-        probe.unlink()
+        try:
+            back = probe.read_text()
+        finally:
+            probe.unlink()
     except (UserError, TryAgain) as error:
         return Finding("workdir", False, _plain(error), _opening(workdir, there, error))
     except files.failures() as error:
@@ -237,16 +242,24 @@ def disk(workdir: str | None, config: Config | None) -> Finding:
     if config is None or there:
         largest = f"du -xh --max-depth=3 {shlex.quote(str(folder.resolve()))} | sort -h | tail shows what takes it"
         return Finding("disk", free > 2**30, said, "" if free > 2**30 else largest)
-    vocab_size = config.data.vocab_size
+    vocab_size, supposed = _vocabulary(config)
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
     need = one * _checkpoints(config)
-    said += f"; {_checkpoints(config) - 1:,} + 1 checkpoints take {need / 2**30:.1f} GiB"
+    said += f"; {_checkpoints(config) - 1:,} + 1 checkpoints take {need / 2**30:.1f} GiB{supposed}"
     if free > need:
         return Finding("disk", True, said)
     last: Changes = {"checkpoint.keep_last": 1}
     fewer = [changes for changes in (last, last | {"checkpoint.keep_every_steps": 0}) if one * _checkpoints(changed_config(config, changes)) < free]
     return Finding("disk", False, said, " ".join(flags(config, fewer[0])) if fewer else f"{ELSEWHERE}; df -h shows the disks")
+
+
+def _vocabulary(config: Config) -> tuple[int, str]:
+    """The size of the vocabulary; where only the text has it, the config's, which few alphabets pass, and words that say so."""
+    try:
+        return vocabulary(config), ""
+    except UserError:
+        return config.data.vocab_size, f" if the vocabulary has {config.data.vocab_size:,} tokens (the text, which decides it, is not read here)"
 
 
 def _checkpoints(config: Config) -> int:

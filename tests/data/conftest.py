@@ -1,12 +1,13 @@
 import pytest
 
 from cdcd_jax.config import DataConfig
-from cdcd_jax.data import pipeline, sources
+from cdcd_jax.data import pipeline
+from tests import corpora
 
 
 @pytest.fixture(scope="session")
 def kjv() -> str:
-    return sources.load_text("kjv", "text")
+    return corpora.load_text("kjv", "text")
 
 
 @pytest.fixture(scope="session")

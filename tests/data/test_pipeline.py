@@ -89,7 +89,7 @@ def test_load_corpus_twice_is_the_same_and_takes_a_tokenizer(config, tmp_path):
 @pytest.mark.parametrize("tokenizer", ["byte", "char", "sentencepiece"])
 @pytest.mark.parametrize("alphabet", ["text", "27"])
 def test_load_corpus_with_every_tokenizer(config, tokenizer, alphabet):
-    config = dataclasses.replace(config, tokenizer=tokenizer, alphabet=alphabet, vocab_size=len(set(sources.load_text(config.source, alphabet))))
+    config = dataclasses.replace(config, tokenizer=tokenizer, alphabet=alphabet, vocab_size=len(set(corpora.load_text(config.source, alphabet))))
     corpus, texts = pipeline.load_corpus(config), sources.load_texts(config)
     for name, split in corpus.splits.items():
         decoded = corpus.tokenizer.decode(all_rows(split.rows).ravel())

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -234,3 +235,16 @@ def test_what_is_no_folder(source, tmp_path, monkeypatch):
     if source == "kjv":
         (tmp_path / "kjv").mkdir()
     assert not prepared.is_folder(source)
+
+
+def test_what_killed_copies_left_is_removed_when_the_next_shard_is_copied(folder, tmp_path, monkeypatch):
+    """Not at once: it may be the copy of a process that is at it. Whole shards stay."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cache, shards = tmp_path / "cache" / "cdcd_jax" / "shards", records.read_manifest(folder).shards
+    first, fault = prepared._cached(folder / shards[0].name, shards[0])
+    old, under_way = cache / ".a.partial-1", cache / ".b.partial-2"
+    for path, hours in ((old, 25), (under_way, 23), (cache / first.name, 1000)):
+        path.touch()
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
+    second, other_fault = prepared._cached(folder / shards[1].name, shards[1])
+    assert fault == other_fault == "" and set(os.listdir(cache)) == {first.name, second.name, under_way.name}

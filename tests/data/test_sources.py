@@ -57,7 +57,7 @@ def test_king_james_has_every_verse(kjv):
 
 
 def test_king_james_is_quiet(capfd):
-    sources.load_text("kjv", "27")
+    corpora.load_text("kjv", "27")
     assert capfd.readouterr() == ("", "")
 
 
@@ -75,8 +75,8 @@ def test_king_james_is_quiet(capfd):
 )
 def test_27_letters(tmp_path, written, letters):
     (tmp_path / "a.txt").write_text(written, newline="")
-    assert sources.load_text(str(tmp_path / "a.txt"), "27") == letters
-    assert sources.load_text(str(tmp_path / "a.txt"), "text") == written
+    assert corpora.load_text(str(tmp_path / "a.txt"), "27") == letters
+    assert corpora.load_text(str(tmp_path / "a.txt"), "text") == written
 
 
 def test_27_letters_are_idempotent(kjv):
@@ -90,10 +90,10 @@ def test_glob_joins_files_in_the_order_of_their_names(tmp_path):
     for name, content in (("b.txt", "second\r\n"), ("a.txt", "first"), ("c.md", "other"), ("d.txt", "\ufeffthird, after a byte order mark")):
         (tmp_path / name).write_text(content, newline="")
     (tmp_path / "e.txt").mkdir()
-    assert sources.load_text(str(tmp_path / "*.txt"), "text") == "first\nsecond\r\n\nthird, after a byte order mark"
+    assert corpora.load_text(str(tmp_path / "*.txt"), "text") == "first\nsecond\r\n\nthird, after a byte order mark"
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "f.md").write_text("below")
-    assert sources.load_text(str(tmp_path / "**" / "*.md"), "text") == "other\nbelow"
+    assert corpora.load_text(str(tmp_path / "**" / "*.md"), "text") == "other\nbelow"
 
 
 def test_globs_are_those_of_a_shell(tmp_path, monkeypatch):
@@ -108,18 +108,18 @@ def test_globs_are_those_of_a_shell(tmp_path, monkeypatch):
     for pattern in ("*.txt", ".*.txt", "?.txt", "**/*.txt", "*/*.txt", "**/er/*.txt", "deep/[a-e]*", "linked/*", "**/.d/*"):
         found = [name for name in sorted(glob.glob(str(tmp_path / pattern), recursive=True)) if pathlib.Path(name).is_file()]
         assert [name for name in everything if files.matches(epath.Path(tmp_path / pattern), epath.Path(name))] == found
-        assert found and sources.load_text(f"~/{pattern}", "text") == "\n".join(pathlib.Path(name).read_text() for name in found)
+        assert found and corpora.load_text(f"~/{pattern}", "text") == "\n".join(pathlib.Path(name).read_text() for name in found)
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path):
     (tmp_path / "a[1].txt").write_text("itself")
     (tmp_path / "a1.txt").write_text("another")
-    assert sources.load_text(str(tmp_path / "a[1].txt"), "text") == "itself"
+    assert corpora.load_text(str(tmp_path / "a[1].txt"), "text") == "itself"
 
 
 def refused(source, alphabet="text") -> str:
     with pytest.raises(UserError) as error:
-        sources.load_text(str(source), alphabet)
+        corpora.load_text(str(source), alphabet)
     message = str(error.value)
     assert message.endswith(".") and "\n" not in message
     return message
@@ -412,8 +412,21 @@ def test_files_of_text_are_divided_whole_and_repeated_ones_together(tmp_path, sm
     listing = sources.list_parts(chosen)
     assert any(not use.span.whole for part in listing.parts for use in part.uses)  # some are read in stretches
     assert len(listing.parts) < 60
-    with pytest.raises(UserError, match=r"and .* of data.source hold the same text, of which the end of all would be held out"):
+    with pytest.raises(UserError, match=r"and .* of data.source hold the same text, so the same text would be in training and held out"):
         sources.list_parts(dataclasses.replace(chosen, split="auto"))
+
+
+@pytest.mark.parametrize(("alphabet", "copy"), [("text", "copy.txt.gz"), ("27", "copy.txt.gz"), ("text", "copy.txt")])
+def test_a_text_that_is_read_otherwise_is_the_same_text(tmp_path, small, alphabet, copy):
+    """A large file in stretches, a packed copy whole, one with a byte order mark in others: the hashes of parts differ, the texts do not."""
+    corpora.write(tmp_path / "large.txt", PROSE)
+    chosen = config(tmp_path / "*", alphabet=alphabet, valid_fraction=0.2)
+    assert sum(len(part.uses) for part in sources.list_parts(chosen).parts) > 2
+    corpora.write(tmp_path / copy, "\ufeff" + PROSE)
+    with pytest.raises(UserError, match="copy.* and .*large.txt' of data.source hold the same text, so the same"):
+        sources.list_parts(chosen)
+    corpora.write(tmp_path / copy, PROSE + "and more")
+    sources.list_parts(chosen)
 
 
 def test_of_a_few_files_every_split_has_one():
@@ -458,7 +471,7 @@ def test_splits_in_the_names_of_files(tmp_path):
     [
         ({"split": "hash"}, 'data.split = "hash" divides documents, and data.source'),
         ({"source": "*.txt", "split": "exact"}, "b.txt' is 2 documents"),
-        ({"source": "*.txt"}, "' of data.source hold the same text, of which the end of all would be held out"),
+        ({"source": "*.txt"}, "' of data.source hold the same text, so the same text would be in training and held out"),
         ({"source": "*.txt", "split": "hash"}, "b.txt' holds 1 different text, and 2 splits need as many, since none is divided; give more files,"),
         ({"valid_fraction": 0.6, "test_fraction": 0.5}, "data.valid_fraction = 0.6 and data.test_fraction = 0.5 must not be more than 1 together."),
         ({"valid_split": "test"}, "'a.txt' has none: give --config.data.valid_split= and a share of"),

@@ -1,10 +1,12 @@
 """The pool of processes: results in order, mistakes in a sentence, and nothing left behind however it ends."""
 
+import contextlib
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -76,13 +78,30 @@ def test_one_worker_is_this_process():
         (refuse, UserError, "three is too many."),
         (postpone, TryAgain, "the bucket is busy."),
         (die, UserError, r"a worker process was killed \(SIGKILL\), perhaps because memory was short: what is finished is kept"),
-        (break_down, RuntimeError, "a worker process failed; what it said stands above"),
+        (break_down, RuntimeError, "a worker process failed; its error is printed above"),
     ],
 )
 def test_what_goes_wrong_is_raised_here(function: Callable[[int], int], error: type[Exception], said: str, capfd):
     with pytest.raises(error, match=said), workers.pool(2) as run:
         list(run(function, range(10)))
     assert ("ZeroDivisionError" in capfd.readouterr().err) == (function is break_down)
+
+
+def test_one_that_is_killed_while_more_is_sent_than_it_reads_was_killed():
+    """The system then tells who sends to it of a reset connection, and not of a broken pipe."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ours, theirs = workers.Pipe()
+    process.kill()
+    os.set_blocking(ours.fileno(), False)
+    with contextlib.suppress(BlockingIOError):  # until no more can be sent
+        while True:
+            os.write(ours.fileno(), b"\0")
+    os.set_blocking(ours.fileno(), True)
+    closing = threading.Timer(0.2, theirs.close)
+    closing.start()
+    with process, ours, pytest.raises(UserError, match=r"a worker process was killed \(SIGKILL\)"):
+        list(workers._map([workers._Worker(process, ours)], slow_square, [1]))
+    closing.join()
 
 
 LOOP = """

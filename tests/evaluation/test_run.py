@@ -96,7 +96,7 @@ def test_another_text(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """It would be scored on what may have been trained on."""
     other = tmp_path / "other.txt"
     other.write_text(tiny.corpus().replace("black", "clack"))
-    with pytest.raises(UserError, match="other.txt' is not the text that this run was trained on, by its content"):
+    with pytest.raises(UserError, match="other.txt' does not hold the data that this run was trained on .compared by content"):
         cdcd_jax.load_run(saved, source=other).corpus()
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def test_a_long_compilation_says_that_it_still_runs(monkeypatch: pytest.MonkeyPa
     with compiling.ticking(said.append):
         jax.jit(lambda x: jnp.linalg.svd(x @ x)[0]).lower(jnp.zeros((64, 64))).compile()
     number = len(said)
-    assert number and said[0].startswith("still compiling after 0 s")
+    assert number and re.match(r"still compiling after \d+ s", said[0])
     time.sleep(0.05)
     assert len(said) == number
 
