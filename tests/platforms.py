@@ -85,7 +85,8 @@ class Platform:
         (self.folder / "answers" / call.replace(" ", "_")).write_text("".join(json.dumps(answer) + "\n" for answer in answers))
 
     def environment(self, **changes: str) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "SLURM_", "MEGASCALE_", "TPU_"))}
+        strange = ("JAX_", "SLURM_", "MEGASCALE_", "TPU_", "PYTHON")  # the last as `make PYTHON=... test` passes it on
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
         path = f"{self.folder / 'bin'}:{changes.pop('PATH', '/usr/bin:/bin')}"
         speed = {"PAUSE": "0.05", "POLL": "1", "TAKEN_SECONDS": "1", "YIELD_SECONDS": "0", "GRACE": "5", "BUSY_SECONDS": "0", "DEVICES": "/nowhere"}
         return kept | speed | {"PATH": path, "STUBS": str(self.folder), "TMPDIR": str(self.folder / "tmp")} | changes
