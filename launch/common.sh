@@ -87,7 +87,7 @@ need() {
 # The trainer's flags: a config that the machines will have, and a workdir that outlives them, and that all of them see, as $1 begins: with "" it is a
 # folder, and the project itself lies where the machines see it. Sets workdir.
 check_trainer_flags() {
-  local flag file
+  local flag file=""
   workdir=""
   for flag in ${ARGS[@]+"${ARGS[@]}"}; do
     case $flag in
@@ -103,7 +103,7 @@ check_trainer_flags() {
     esac
     [[ $flag == *[[:cntrl:]]* ]] && die "a flag of the trainer holds a line break or another control character: $(printf %q "$flag")."
   done
-  [[ -n $workdir ]] || die "the trainer's flags are missing: -- --config=configs/... --workdir=$1..."
+  [[ -n $workdir && -n $file ]] || die "the trainer needs --config and --workdir, each with =: -- --config=configs/... --workdir=$1..."
   [[ $workdir == "$1"* ]] || die "--workdir=$workdir must begin with $1: only there all machines see it, and it is still there after a pre-emption."
 }
 

@@ -220,6 +220,21 @@ def test_a_workdir_that_cannot_be(tmp_path: pathlib.Path, workdir: str, said: st
     assert not found.good and said in found.said and found.mend == mend.replace("FOLDER", str(tmp_path))
 
 
+def test_what_cannot_be_looked_at_is_a_line_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place of another kind has no disk; JAX asserts where a platform is not here; who the processes are is not asked of a platform."""
+    for workdir in ("az://b/x", "ftp://b/x", "gs://b/x"):
+        assert checkup.disk(workdir, tiny.config()).good
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(checkup.jax, "local_devices", lambda: (_ for _ in ()).throw(AssertionError()))
+    found, _ = checkup.devices()
+    assert (found.good, found.said) == (False, "JAX here has no cuda") and found.mend.startswith("unset JAX_PLATFORMS, which is cuda, ")
+    monkeypatch.setenv("CDCD_MULTIHOST", "1")
+    assert checkup.coordinator().said.endswith("it was not asked")
+    monkeypatch.setenv("CDCD_MULTIHOST", "yes")
+    found = checkup.coordinator()
+    assert not found.good and found.said.startswith("CDCD_MULTIHOST=yes must be 1") and found.mend.startswith("unset JAX_COORDINATOR_ADDRESS ")
+
+
 def test_a_bucket_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line of the doctor's like any other, for workdir and text."""
     gone = threading.Event()

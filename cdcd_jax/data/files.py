@@ -54,6 +54,9 @@ def locate(name: epath.PathLike) -> epath.Path:
     """
     scheme, mark, rest = str(name).partition("://")
     if not mark:
+        kind, colon, place = scheme.partition(":")
+        if colon and kind in PACKAGES:
+            raise UserError(f"{str(name)!r} is no place for files: did you mean {kind}://{place.lstrip('/')}?")
         return epath.Path(name).expanduser()
     if scheme not in PACKAGES:
         raise UserError(f"{str(name)!r} is no place for files: name a path on disk, gs://bucket/folder or s3://bucket/folder.")

@@ -28,6 +28,8 @@ def find(config: HostsConfig) -> Job | None:
     Raises UserError for settings that make no sense, and TryAgain when the platform does not say it within hosts.meet_seconds.
     """
     given = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
+    if os.environ.get(LISTEN, "") not in ("", "0", "1"):
+        raise UserError(f"{LISTEN}={os.environ[LISTEN]} must be 1, where the platform says who the processes are, or unset.")
     if os.environ.get(LISTEN) != "1" and not given:
         return None
     if given and len(given) < len(EXPLICIT):

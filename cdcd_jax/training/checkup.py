@@ -28,7 +28,10 @@ from cdcd_jax.training.state import init_state
 
 SECONDS = 60.0  # for the devices to answer
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "libtpu")
-UNTOLD = f"unset {' '.join(job.EXPLICIT)}, for one process; or export all three: {job.EXPLICIT[0]}=HOST:PORT of process 0, N, and 0 to N - 1"
+UNTOLD = (
+    f"unset {' '.join(job.EXPLICIT)} {job.LISTEN}, for one process; or export the first three: {job.EXPLICIT[0]}=HOST:PORT of process 0, N, and "
+    "0 to N - 1"
+)
 ELSEWHERE = "--workdir=runs/NAME, gs://BUCKET/runs/NAME or s3://BUCKET/runs/NAME"
 BUSY = "ps -eo pid,user,args | grep '[p]ython' shows who may have them, and kill PID ends it"
 NEEDS = {"tfds": "tensorflow_datasets", "hf": "datasets"}  # what names of data sets need
@@ -87,7 +90,7 @@ def devices() -> tuple[Finding, list[jax.Device] | None]:
     def ask() -> None:
         try:
             answer.append(jax.local_devices())
-        except RuntimeError as error:  # what a backend that cannot start raises
+        except (RuntimeError, AssertionError) as error:  # what a backend that cannot start raises, and what JAX asserts where there is none
             answer.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -98,7 +101,9 @@ def devices() -> tuple[Finding, list[jax.Device] | None]:
         return Finding("devices", False, f"they did not answer within {SECONDS:.0f} s", mend), None
     found = answer[0]
     if isinstance(found, Exception):
-        return Finding("devices", False, sentence(found)[:300], f"{BUSY}; or export JAX_PLATFORMS=cpu, to do without"), None
+        asked = os.environ.get("JAX_PLATFORMS")
+        mend = f"unset JAX_PLATFORMS, which is {asked}, for what is here; or {BUSY}" if asked else f"{BUSY}; or export JAX_PLATFORMS=cpu"
+        return Finding("devices", False, sentence(found)[:300] if str(found) else f"JAX here has no {asked}", mend), None
     memory = [stats["bytes_limit"] for device in found if (stats := device.memory_stats()) and "bytes_limit" in stats]
     each = f", {min(memory) / 2**30:.1f} GiB each" if memory else ""
     said = f"{len(found)} x {found[0].device_kind} ({found[0].platform}){each}"
@@ -112,7 +117,7 @@ def devices() -> tuple[Finding, list[jax.Device] | None]:
 
 def _told() -> job.Job | None:
     """Who this process is, if a launcher says it in variables; what only the platform knows is not waited for. Raises UserError as job.find does."""
-    return job.find(HostsConfig()) if any(os.environ.get(name) for name in job.EXPLICIT) else None
+    return None if os.environ.get(job.LISTEN) == "1" and not any(os.environ.get(name) for name in job.EXPLICIT) else job.find(HostsConfig())
 
 
 def mesh(config: Config, local: int) -> Finding:
@@ -158,7 +163,7 @@ def coordinator() -> Finding:
     except UserError as error:
         return Finding("coordinator", False, sentence(error), UNTOLD)
     if told is None:
-        who = "the platform says who the processes are" if os.environ.get(job.LISTEN) == "1" else "one process"
+        who = "the platform is to say who the processes are; it was not asked" if os.environ.get(job.LISTEN) == "1" else "one process"
         return Finding("coordinator", True, who)
     if told.index != 0:
         if rollcall.reachable(told.address):
@@ -233,7 +238,7 @@ def _opening_bucket(bucket: str, error: Exception) -> str:
 
 def disk(workdir: str | None, config: Config | None) -> Finding:
     """Whether the disk holds the checkpoints that are kept, and one that is being written."""
-    there = workdir is None or workdir.startswith(tuple(f"{scheme}://" for scheme in files.PACKAGES))
+    there = workdir is None or "://" in workdir
     folder = epath.Path("." if there or workdir is None else workdir).expanduser()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

@@ -45,6 +45,12 @@ def test_an_address_of_another_kind_is_refused(name: str, asked: list[str]) -> N
         files.locate(name)
 
 
+def test_a_slash_too_few_is_no_folder(asked: list[str]) -> None:
+    with pytest.raises(UserError, match=r"'gs:/b/run' is no place for files: did you mean gs://b/run\?"):
+        files.locate("gs:/b/run")
+    assert not asked
+
+
 def test_an_address_without_a_bucket_is_refused(asked: list[str]) -> None:
     with pytest.raises(UserError, match="'gs:///run' names no bucket: write gs://bucket/folder."):
         files.locate("gs:///run")

@@ -49,6 +49,7 @@ def test_who_this_process_is(environment: dict[str, str], who: Job | None, monke
         (explicit("h:70000", "2", "0"), "JAX_COORDINATOR_ADDRESS=h:70000 must be host:port."),
         (explicit("h:1", "2", "2"), "JAX_PROCESS_ID=2 must be a number from 0"),
         (explicit("h:1", "two", "0"), "JAX_NUM_PROCESSES=two at least 1"),
+        ({"CDCD_MULTIHOST": "yes"}, "CDCD_MULTIHOST=yes must be 1, where the platform says who the processes are, or unset."),
         ({"CDCD_MULTIHOST": "1"}, "CDCD_MULTIHOST=1, but JAX finds no job here that it knows: set JAX_COORDINATOR_ADDRESS, "),
         (SLURM | {"CDCD_MULTIHOST": "1", "SLURM_NTASKS": "many"}, "CDCD_MULTIHOST=1, but JAX cannot read what the platform says (ValueError("),
     ],
