@@ -10,6 +10,7 @@ from absl import flags
 from cdcd_jax import doors
 from cdcd_jax.config import UserError, did_you_mean
 from cdcd_jax.data import files, pipeline
+from cdcd_jax.data.splits import SPLITS
 from cdcd_jax.evaluation import metrics
 from cdcd_jax.run import Run, load_run
 
@@ -43,7 +44,6 @@ UNITS = {
     "valid_word_rate_heldout": "of the words", "valid_word_rate_unigram": "of the words", "nfe": "denoiser calls a sample",
 }  # fmt: skip
 KNOWN = {"nll": nll, "entropy": entropy}
-SPLITS = ("train", "valid", "test")
 
 
 def main() -> int:

@@ -150,6 +150,15 @@ def writing(what: object) -> Iterator[None]:
         raise failed(error, f"{what} cannot be written ({reason(error)}).") from error
 
 
+@contextlib.contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Turns a failure inside the block into the UserError, or TryAgain, that `what` (a path, or words with one) cannot be read, and why."""
+    try:
+        yield
+    except failures() as error:
+        raise failed(error, f"{what} cannot be read: {reason(error)}.") from error
+
+
 def write_whole(path: epath.Path, content: str | bytes) -> None:
     """Writes a file, whose folder is made if missing, so that a reader sees the old content or the new, never a part.
 

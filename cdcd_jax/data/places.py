@@ -64,10 +64,8 @@ def _kind(path: epath.Path) -> str:
 
 
 def _size(path: epath.Path) -> int:
-    try:
+    with files.reading(f"data.source file {str(path)!r}"):
         return path.stat().length
-    except files.failures() as error:
-        raise files.failed(error, f"data.source file {str(path)!r} cannot be read: {files.reason(error)}.") from error
 
 
 def _grouped(sized: list[tuple[epath.Path, int]], share: int) -> Groups:
@@ -145,11 +143,9 @@ def _split_paths(config: DataConfig) -> dict[str, list[epath.Path]]:
 def _matching(source: str) -> list[epath.Path]:
     """The file of that name, or those that a glob of that name matches."""
     path = files.locate(source)
-    try:
+    with files.reading(f"data.source {source!r}"):
         kind = files.kind(path)
         return [path] if kind == "file" else files.matching(path) if kind is None and any(c in source for c in "*?[") else []
-    except files.failures() as error:
-        raise files.failed(error, f"data.source {source!r} cannot be read: {files.reason(error)}.") from error
 
 
 def _paths(source: str) -> list[epath.Path]:

@@ -15,7 +15,6 @@ Nothing here depends on the number of workers, nor on whether they are processes
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable
@@ -86,7 +85,7 @@ def _prepare(
             "single document, however many lines it has; to make a document of each line, turn it into JSON lines (docs/DATA.md)."
         )
     tokenizer = _tokenizer(config, listing.parts, folder / UNFINISHED / TOKENIZER, run, watch)
-    job = Job(config, str(folder), _digest([plan, tokenizer.fingerprint]))
+    job = Job(config, str(folder), records.digest_of_values([plan, tokenizer.fingerprint]))
     numbered = list(enumerate(listing.parts))
     streams = list(watch("parts tokenised", len(numbered), run(functools.partial(stages.tokenise, job), numbered)))
     try:
@@ -133,7 +132,7 @@ def _prepare(
 
 def make_plan(config: DataConfig, parts: list[sources.Part]) -> dict[str, Any]:
     """All that decides the records, before there is a tokenizer: two equal plans have equal records."""
-    return settings(config) | {"text": _digest([_content(part) for part in parts])}
+    return settings(config) | {"text": records.digest_of_values([_content(part) for part in parts])}
 
 
 def settings(config: DataConfig) -> dict[str, Any]:
@@ -173,10 +172,6 @@ def single_texts(parts: list[sources.Part]) -> list[str]:
 def _content(part: sources.Part) -> list[Any]:
     """All that decides what is read of a part, but where it lies: a file that was moved is the same."""
     return [part.fractions, *(dataclasses.asdict(use) | {"span": [use.span.kind, use.span.first, use.span.last]} for use in part.uses)]
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _whole(folder: epath.Path, run: Map, watch: Watch) -> Manifest:

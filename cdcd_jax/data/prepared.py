@@ -31,10 +31,8 @@ def is_folder(source: str) -> bool:
     """Whether data.source names a folder, which must then be a prepared one. Raises UserError where that cannot be found out."""
     if source in EMBEDDED or source.partition(":")[0] in places.HUBS:
         return False
-    try:
+    with files.reading(f"data.source {source!r}"):
         return files.kind(files.locate(source)) == "directory"
-    except files.failures() as error:
-        raise files.failed(error, f"data.source {source!r} cannot be read: {files.reason(error)}.") from error
 
 
 def open_folder(config: DataConfig) -> "Folder":
@@ -44,10 +42,8 @@ def open_folder(config: DataConfig) -> "Folder":
     another size, and if the config asks for other rows than it holds.
     """
     path = files.locate(config.source)
-    try:
+    with files.reading(f"data.source {config.source!r}"):
         return _open(path, config)
-    except files.failures() as error:
-        raise files.failed(error, f"data.source {config.source!r} cannot be read: {files.reason(error)}.") from error
 
 
 def open_as_made(place: epath.PathLike) -> "Folder":

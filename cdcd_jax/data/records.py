@@ -83,14 +83,20 @@ def write_manifest(folder: epath.Path, manifest: Manifest) -> None:
 def sealed(about: dict[str, Any]) -> dict[str, Any]:
     """What manifest.json holds, with the SHA-256 of all that stands there besides."""
     rest = {key: value for key, value in about.items() if key != "sha256"}
-    return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+    return rest | {"sha256": digest_of_values(rest)}
+
+
+def digest_of_values(values: Any) -> str:
+    """The SHA-256 of what JSON can hold, whatever the order of keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: epath.Path) -> Manifest:
     """The manifest of a folder that has one. Raises UserError if it is damaged, of another version, or not as it was written."""
     path = folder / MANIFEST
     try:
-        about = json.loads(path.read_text())
+        with files.reading(path):
+            about = json.loads(path.read_text())
         if about["format"] != FORMAT:
             raise UserError(f"{path} has the format {about['format']!r}, and this version reads {FORMAT}: prepare the text anew.")
         if about != sealed(about):
@@ -99,8 +105,6 @@ def read_manifest(folder: epath.Path) -> Manifest:
         about["splits"] = {name: SplitCounts(**counts) for name, counts in about["splits"].items()}
         about["shards"] = [Shard(**shard) for shard in about["shards"]]
         return Manifest(**about)
-    except files.failures() as error:
-        raise files.failed(error, f"{path} cannot be read: {files.reason(error)}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the text anew.") from error
 
@@ -187,9 +191,8 @@ def read_token_counts(folder: epath.Path) -> Int64[np.ndarray, "V"]:
     """How often each token occurs in the records of the train split. Raises UserError when the file is damaged."""
     path = folder / TOKEN_COUNTS
     try:
-        counts = np.array(json.loads(path.read_text()))
-    except files.failures() as error:
-        raise files.failed(error, f"{path} cannot be read: {files.reason(error)}.") from error
+        with files.reading(path):
+            counts = np.array(json.loads(path.read_text()))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): prepare the text anew.") from error
     if counts.ndim != 1 or counts.dtype != np.int64 or counts.min() < 0:

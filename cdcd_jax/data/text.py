@@ -55,11 +55,9 @@ def read_text(name: str, first: int, last: int, alphabet: str, see: Callable[[by
     dropped if all of it is read, else what stands at a stretch's end becomes a space.
     Raises UserError, naming the byte, for a file that cannot be read, is damaged, binary or not UTF-8. Bytes are those of the text, unpacked.
     """
-    whole = not (first or last)
-    start = 0 if whole else _place(name, first, _word)
-    blocks = _unpacked(name, see) if whole else _between(name, start, _place(name, last, _word))
+    start, blocks = _stretch(name, first, last, _word, see)
     texts = _decoded(blocks, name, start)
-    return pieces(letters(texts, whole) if alphabet == "27" else texts)
+    return pieces(letters(texts, not (first or last)) if alphabet == "27" else texts)
 
 
 def count_lines(name: str, first: int, last: int, see: Callable[[bytes], None], take: Callable[[bytes], None]) -> int:
@@ -67,10 +65,10 @@ def count_lines(name: str, first: int, last: int, see: Callable[[bytes], None], 
 
     see: as in `read_text`. take: called with every block of the lines, unpacked. Raises UserError for a line that is too long.
     """
-    start, blocks = _stretch(name, first, last, see, take)
+    start, blocks = _stretch(name, first, last, _line, see)
     number = found = 0
     try:
-        for lines in _lines(blocks):
+        for lines in _lines(_seen(blocks, take)):
             number += len(lines)
             found += sum(not line.isspace() for line in lines if line)
     except _NoLine as error:
@@ -85,10 +83,10 @@ def read_lines(
 
     see, take: as in `count_lines`. Raises UserError, naming the line, for what is no such line, is too long, or has no text at `key`.
     """
-    start, blocks = _stretch(name, first, last, see, take)
+    start, blocks = _stretch(name, first, last, _line, see)
     number = 0
     try:
-        for lines in _lines(blocks):
+        for lines in _lines(_seen(blocks, take)):
             texts = _fields(lines, key)
             if texts is None:
                 texts = []
@@ -104,12 +102,13 @@ def read_lines(
 
 
 def _stretch(
-    name: str, first: int, last: int, see: Callable[[bytes], None], take: Callable[[bytes], None]
+    name: str, first: int, last: int, find: Callable[[str, int], int], see: Callable[[bytes], None]
 ) -> tuple[int, Iterator[bytes]]:
-    """Where a stretch of whole lines begins, and its blocks, unpacked."""
-    whole = not (first or last)
-    start = 0 if whole else _place(name, first, _line)
-    return start, _seen(_unpacked(name, see) if whole else _between(name, start, _place(name, last, _line)), take)
+    """Where bytes [first, last) begin, once both ends are moved to where `find` allows a cut, and their blocks; of all of a file, unpacked."""
+    if not (first or last):
+        return 0, _unpacked(name, see)
+    start = _place(name, first, find)
+    return start, _between(name, start, _place(name, last, find))
 
 
 def pieces(texts: Iterable[str]) -> Iterator[str]:
@@ -168,13 +167,10 @@ def _bad(name: str, what: str) -> UserError:
 
 def _blocks(name: str, start: int = 0) -> Iterator[bytes]:
     """A file's bytes from some place on, as they lie there."""
-    try:
-        with epath.Path(name).open("rb") as file:
-            file.seek(start)
-            while block := file.read(BLOCK):
-                yield block
-    except files.failures() as error:
-        raise files.failed(error, f"data.source file {name!r} cannot be read: {files.reason(error)}.") from error
+    with files.reading(f"data.source file {name!r}"), epath.Path(name).open("rb") as file:
+        file.seek(start)
+        while block := file.read(BLOCK):
+            yield block
 
 
 def _between(name: str, start: int, stop: int) -> Iterator[bytes]:

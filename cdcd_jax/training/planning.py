@@ -140,18 +140,15 @@ def memory_note(topology: Topology) -> tuple[str, ...]:
 def _measure(config: Config, topology: Topology, vocab_size: int, say: Say) -> Plan:
     """The plan without advice."""
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))
-    parameters = float(sum(leaf.size for leaf in jax.tree.leaves(abstract.params)))
     mesh: Mesh | AbstractMesh = make_mesh(config, devices(topology)) if topology.sides else abstract_mesh(config, topology.count)
-    shape = {name: int(mesh.shape[name]) for name in AXES}
-    layout = shardings(config, abstract, mesh)
-    state = estimate.stored(abstract, layout)
-    guess = estimate.train_step(config, vocab_size, shape, parameters, config.mesh.slices)
+    layout, state, guess = _estimated(config, mesh, vocab_size, abstract)
     hopeless = state + guess.activations > HOPELESS * topology.chip.hbm_bytes
     compiled = None
     if isinstance(mesh, Mesh) and not hopeless:
         say(f"compiling the train step for {topology.name}, which may take minutes")
         with ticking(say):
             compiled = compile_step(config, abstract, layout, mesh)
+    shape = _shape(mesh)
     memory = Memory(
         parameters=estimate.stored(abstract.params, layout.params),
         ema=estimate.stored(abstract.ema, layout.ema),
@@ -215,11 +212,19 @@ def _advised(config: Config, topology: Topology, vocab_size: int, found: Plan, s
 
 def _guess(config: Config, topology: Topology, vocab_size: int, abstract: TrainState) -> int | float:
     """The estimated peak, bytes of a chip."""
-    mesh = abstract_mesh(config, topology.count)
-    parameters = float(sum(leaf.size for leaf in jax.tree.leaves(abstract.params)))
-    shape = {name: int(mesh.shape[name]) for name in AXES}
+    _, state, guess = _estimated(config, abstract_mesh(config, topology.count), vocab_size, abstract)
+    return state + guess.activations
+
+
+def _estimated(config: Config, mesh: Mesh | AbstractMesh, vocab_size: int, abstract: TrainState) -> tuple[Any, int | float, estimate.Estimate]:
+    """Where the state lies, the bytes of it that a chip stores, and the estimate of the rest of a step."""
     layout = shardings(config, abstract, mesh)
-    return estimate.stored(abstract, layout) + estimate.train_step(config, vocab_size, shape, parameters, config.mesh.slices).activations
+    parameters = float(sum(leaf.size for leaf in jax.tree.leaves(abstract.params)))
+    return layout, estimate.stored(abstract, layout), estimate.train_step(config, vocab_size, _shape(mesh), parameters, config.mesh.slices)
+
+
+def _shape(mesh: Mesh | AbstractMesh) -> dict[str, int]:
+    return {name: int(mesh.shape[name]) for name in AXES}
 
 
 def changed_config(config: Config, changes: Changes) -> Config:

@@ -10,8 +10,8 @@ from cdcd_jax.config import Config, UserError, from_dict, to_json
 from cdcd_jax.data import files, tokenizers
 from cdcd_jax.training.checkpoint import read_json
 
-# What a start that was killed may have left behind; no run's work is in it.
 FINGERPRINTS = "fingerprints.json"  # of the text that the run began with
+# What a start that was killed may have left behind; no run's work is in it.
 BEGINNINGS = ("lock", "tokenizer", FINGERPRINTS, "config.json.writable", *map(files.partial_name, ("config.json", FINGERPRINTS)))
 # What may differ when a run goes on: none of these changes what a step computes (beyond rounding), but for how long the schedule is.
 MAY_CHANGE = (
