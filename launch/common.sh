@@ -57,6 +57,11 @@ read_options() {
   fi
 }
 
+# only_run_takes_flags "$verb"
+only_run_takes_flags() {
+  [[ $1 == run || ${#ARGS[@]} == 0 ]] || die "only run takes the trainer's flags, not $1."
+}
+
 # required name zone: each of these options must have been given.
 required() {
   local option name

@@ -26,7 +26,7 @@ logs | delete) read_options "name=" "$@" ;;
 -h | --help) help && exit 0 ;;
 *) die "usage: launch/slurm.sh setup|run|logs|delete --name=N ..., not '$verb' (--help tells more)." ;;
 esac
-[[ $verb == run || ${#ARGS[@]} == 0 ]] || die "only run takes the trainer's flags, not $verb."
+only_run_takes_flags "$verb"
 if [[ $verb != setup ]]; then
   required name
   check_name "$opt_name"

@@ -47,9 +47,8 @@ fi
 if [[ $verb == run ]]; then
   check_count max-restarts "${opt_max_restarts:=3}" 0
   check_trainer_flags gs://
-elif ((${#ARGS[@]})); then
-  die "only run takes the trainer's flags, not $verb."
 fi
+only_run_takes_flags "$verb"
 need gcloud "install it from https://cloud.google.com/sdk/docs/install, then gcloud init."
 make_scratch
 

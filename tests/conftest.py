@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -13,6 +13,7 @@ import pytest
 from absl import flags
 
 from tests import environment
+from tests.platforms import Platform, open_platform
 
 os.environ["XLA_FLAGS"] = environment.XLA_FLAGS  # read at the first use of a device
 jax.config.update("jax_platforms", "cpu")
@@ -49,3 +50,10 @@ def run_door(door_environment: dict[str, str]) -> Callable[..., subprocess.Compl
         )
 
     return run
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    """Stand-ins of gcloud, xpk, kubectl, docker and Slurm; whatever was started with them ends with the test."""
+    with open_platform(tmp_path / "platform") as opened:
+        yield opened

@@ -1,16 +1,14 @@
 """The launchers against what the platforms document: options, the JobSet API, what it decides on an exit code, and the page for newcomers."""
 
-import pathlib
 import re
 import shlex
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 from kubeflow_trainer_api import models
 
-from tests.platforms import ROOT, Platform, open_platform
+from tests.platforms import ROOT, Platform
 
 # Options of the commands that are called, as `gcloud help` (528), `xpk --help` (1.16), `kubectl help` (1.32), `docker help` (28) and Slurm's manual
 # pages (22.05) list them; of the longer lists those that could be meant here.
@@ -65,12 +63,6 @@ EVERY = [
     "slurm.sh delete --name=a",
     "image.sh --image=i --accelerator=cuda13",
 ]
-
-
-@pytest.fixture
-def platform(tmp_path: pathlib.Path) -> Iterator[Platform]:
-    with open_platform(tmp_path / "platform") as opened:
-        yield opened
 
 
 def dry_run(platform: Platform, words: str) -> str:

@@ -4,23 +4,16 @@ import pathlib
 import re
 import shlex
 import signal
-from collections.abc import Iterator
 
 import pytest
 
-from tests.platforms import COMMANDS, ROOT, Platform, open_platform, wait_until
+from tests.platforms import COMMANDS, ROOT, Platform, wait_until
 
 VM = "--name=a --zone=z --slices=2"
 TPU = f"{VM} --topology=v5e:4x4 --spot"
 FLAGS = "-- --config=configs/demo.py --workdir=gs://b/r"
 CLUSTER = "--cluster=c --zone=z"
 JOB = f"--name=a --topology=v5e:4x4 --image=r/i:1 {FLAGS}"
-
-
-@pytest.fixture
-def platform(tmp_path: pathlib.Path) -> Iterator[Platform]:
-    with open_platform(tmp_path / "platform") as opened:
-        yield opened
 
 
 def named(call: list[str]) -> str:

@@ -5,23 +5,16 @@ import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from tests.platforms import COMMANDS, Platform, open_platform, wait_until
+from tests.platforms import COMMANDS, Platform, wait_until
 
 VM = ["--name=a", "--zone=z"]
 TRAINER = ["--", "--config=configs/demo.py", "--workdir=gs://b/runs/a"]
 JOB = ["--name=a", "--topology=v5e:4x4", "--image=r/i:1"]
 CLUSTER = ["--cluster=c", "--zone=z"]
 NODES = ["--name=a", "--nodes=2", "--gpus=2"]
-
-
-@pytest.fixture
-def platform(tmp_path: pathlib.Path) -> Iterator[Platform]:
-    with open_platform(tmp_path / "platform") as opened:
-        yield opened
 
 
 # One process

@@ -1,25 +1,18 @@
 """launch/tpu_vm.sh against stand-ins of gcloud (platforms.py): its restarts, what becomes of a job while nobody looks, and what it says."""
 
 import os
-import pathlib
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from tests.platforms import ROOT, Platform, open_platform, wait_until
+from tests.platforms import ROOT, Platform, wait_until
 
 VM = ["--name=a", "--zone=z"]
 TPU = [*VM, "--topology=v5e:4x4"]
 TRAINER = ["--", "--config=configs/demo.py", "--workdir=gs://b/runs/a"]
-
-
-@pytest.fixture
-def platform(tmp_path: pathlib.Path) -> Iterator[Platform]:
-    with open_platform(tmp_path / "platform") as opened:
-        yield opened
 
 
 def test_tpu_vm_from_nothing_to_a_finished_job_in_three_commands(platform: Platform) -> None:

@@ -29,7 +29,7 @@ logs | delete) read_options "name= namespace=" "$@" ;;
 -h | --help) help && exit 0 ;;
 *) die "usage: launch/gke/jobset.sh setup|run|logs|delete --name=N ..., not '$verb' (--help tells more)." ;;
 esac
-[[ $verb == run || ${#ARGS[@]} == 0 ]] || die "only run takes the trainer's flags, not $verb."
+only_run_takes_flags "$verb"
 removal="launch/gke/jobset.sh delete --name=${opt_name-}${opt_namespace:+ --namespace=$opt_namespace}"
 if [[ $verb != setup ]]; then
   required name

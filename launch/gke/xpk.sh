@@ -33,7 +33,7 @@ delete-cluster) read_options "$shared" "$@" ;;
 *) die "usage: launch/gke/xpk.sh create|run|logs|delete|delete-cluster --cluster=C --zone=Z ..., not '$verb' (--help tells more)." ;;
 esac
 required cluster zone
-[[ $verb == run || ${#ARGS[@]} == 0 ]] || die "only run takes the trainer's flags, not $verb."
+only_run_takes_flags "$verb"
 where=(--cluster="$opt_cluster" --zone="$opt_zone" ${opt_project:+--project="$opt_project"})
 cluster="--cluster=$opt_cluster --zone=$opt_zone${opt_project:+ --project=$opt_project}"
 removal="launch/gke/xpk.sh delete --name=${opt_name-} $cluster"
