@@ -6,7 +6,9 @@ In the order of the data's way:
 
     files          one way to disks and buckets, and one sentence for what cannot be reached
     hub            data sets of TFDS and Hugging Face
-    text           files into text, in stretches of bytes
+    stretches      a file's bytes, unpacked, or those of a stretch
+    text           bytes into plain text
+    json_lines     bytes into the documents of JSON lines
     places         which files or data set a config names, and how they are divided
     spans          a stretch of a source: read, counted, hashed
     splits         what is for training, validation and test

@@ -5,7 +5,7 @@ import re
 from etils import epath
 
 from cdcd_jax.config import DataConfig, UserError, did_you_mean
-from cdcd_jax.data import files, hub, text
+from cdcd_jax.data import files, hub, json_lines, stretches
 from cdcd_jax.data.spans import EMBEDDED, Span, king_james
 
 Groups = list[tuple[Span, ...]]  # of spans that are read together, by one worker
@@ -60,7 +60,7 @@ def _ranges(size: int, share: int) -> list[tuple[int, int]]:
 
 
 def _kind(path: epath.Path) -> str:
-    return "lines" if text.is_json(path.name) else "text"
+    return "lines" if json_lines.is_json(path.name) else "text"
 
 
 def _size(path: epath.Path) -> int:
@@ -74,7 +74,7 @@ def _grouped(sized: list[tuple[epath.Path, int]], share: int) -> Groups:
     room = 0
     for path, size in sized:
         kind, name = _kind(path), str(path)
-        if size > share and not text.is_compressed(name):
+        if size > share and not stretches.is_compressed(name):
             groups += [(Span(kind, name, *ends),) for ends in _ranges(size, share)]
             room = 0
         elif groups and size <= room:

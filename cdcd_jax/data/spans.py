@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from cdcd_jax.config import DataConfig, UserError
-from cdcd_jax.data import hub, text
+from cdcd_jax.data import hub, json_lines, stretches, text
 
 EMBEDDED = ("kjv",)
 UNCOUNTED = 1 << 62
@@ -85,7 +85,7 @@ def batches(
     if span.kind == "text":
         return ([piece] for piece in text.read_text(span.place, span.first, span.last, config.alphabet, see))
     if span.kind == "lines":
-        found = text.read_lines(span.place, span.first, span.last, config.text_key, see, take)
+        found = json_lines.read_lines(span.place, span.first, span.last, config.text_key, see, take)
     elif span.kind == "tfds":
         found = hub.read_tfds(span.place, span.split, span.first, span.last, config.text_key)
     else:
@@ -127,7 +127,7 @@ def _scan(span: Span, config: DataConfig) -> Facts:
         raw_size += len(block)
 
     if span.kind == "lines" and config.split in ("auto", "hash"):  # nobody asks for more, and to read the JSON twice would be dear
-        number = text.count_lines(span.place, span.first, span.last, see, digest.update)
+        number = json_lines.count_lines(span.place, span.first, span.last, see, digest.update)
         if number != 1:
             return Facts(digest.hexdigest(), UNCOUNTED, raw_size, number, 0, not number, False, False, raw.hexdigest() if span.whole else "")
         digest, raw, raw_size = begun(span, config), hashlib.sha256(), 0  # of one document more can be said, and it may be no such line at all
@@ -170,7 +170,7 @@ def hash_file(config: DataConfig, of_text: bool, about: tuple[str, str]) -> Hash
         for piece in text.read_text(place, 0, 0, config.alphabet, see):
             of_its_text.update(piece.encode("utf-8"))
     else:
-        text.digest_file(place, see)
+        stretches.digest_file(place, see)
     return Hashes(size, digest.hexdigest(), of_its_text.hexdigest())
 
 

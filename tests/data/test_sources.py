@@ -14,7 +14,7 @@ import pytest
 from etils import epath
 
 from cdcd_jax.config import DataConfig, UserError
-from cdcd_jax.data import files, places, preparation, sources, spans, splits, text
+from cdcd_jax.data import files, places, preparation, sources, spans, splits, stretches, text
 from tests import corpora
 from tests.forked import ROOT
 
@@ -179,7 +179,7 @@ def test_fingerprint():
 def small(monkeypatch):
     """Parts of a few hundred bytes."""
     monkeypatch.setattr(places, "BYTES", (300, 500))
-    monkeypatch.setattr(text, "BLOCK", 128)
+    monkeypatch.setattr(stretches, "BLOCK", 128)
     monkeypatch.setattr(text, "PIECE", 256)
     monkeypatch.setattr(text, "SEARCHED", 64)
 

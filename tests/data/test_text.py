@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from cdcd_jax.config import UserError
-from cdcd_jax.data import text, unigram
+from cdcd_jax.data import json_lines, stretches, text, unigram
 from tests import corpora
 
 
@@ -20,14 +20,14 @@ def nothing(block: bytes) -> None:
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Blocks, pieces and searches so small that a short file has many."""
-    monkeypatch.setattr(text, "BLOCK", 64)
+    monkeypatch.setattr(stretches, "BLOCK", 64)
     monkeypatch.setattr(text, "PIECE", 256)
     monkeypatch.setattr(text, "SEARCHED", 32)
 
 
 def lines(*arguments):
     """The texts of JSON lines, which come some at a time."""
-    return list(itertools.chain.from_iterable(text.read_lines(*arguments, nothing)))
+    return list(itertools.chain.from_iterable(json_lines.read_lines(*arguments, nothing)))
 
 
 def ranges(size, number, seed=0):
@@ -99,7 +99,7 @@ def test_json_lines_in_any_stretches(tmp_path):
     for number in (1, 3, 50):
         found = [lines(str(path), *ends, "text", nothing) for ends in ranges(path.stat().st_size, number, number)]
         assert list(itertools.chain.from_iterable(found)) == [*documents, ""]
-    assert text.is_json("a.jsonl") and text.is_json("b/c.json.gz") and text.is_json("d.ndjson.zst") and not text.is_json("e.jsonl.txt")
+    assert all(map(json_lines.is_json, ("a.jsonl", "b/c.json.gz", "d.ndjson.zst"))) and not json_lines.is_json("e.jsonl.txt")
 
 
 def test_lines_read_together_are_those_read_one_by_one(tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_lines_read_together_are_those_read_one_by_one(tmp_path, monkeypatch):
 
 def refused(name, ends=(0, 0), key="text"):
     with pytest.raises(UserError) as error:
-        if text.is_json(str(name)):
+        if json_lines.is_json(str(name)):
             lines(str(name), *ends, key, nothing)
         else:
             list(text.read_text(str(name), *ends, "text", nothing))
@@ -158,7 +158,7 @@ GOOD = corpora.prose(500).encode()
 )  # fmt: skip
 def test_what_is_no_text(tmp_path, monkeypatch, name, content, said):
     if "MB" in said:
-        monkeypatch.setattr(text, "LONGEST_LINE", 4000)
+        monkeypatch.setattr(json_lines, "LONGEST_LINE", 4000)
     (tmp_path / name).write_bytes(content)
     assert said in refused(tmp_path / name)
 
@@ -169,7 +169,7 @@ def test_places_are_those_in_the_file_from_any_stretch(tmp_path, monkeypatch):
     lines = corpora.json_lines(corpora.documents(60)).encode()
     path = corpora.write(tmp_path / "a.jsonl", lines + b"no\n")
     assert "has in line 61 no JSON" in refused(path, (len(lines) // 2, len(lines) + 3))
-    monkeypatch.setattr(text, "LONGEST_LINE", 200)
+    monkeypatch.setattr(json_lines, "LONGEST_LINE", 200)
     path = corpora.write(tmp_path / "b.jsonl", "\n\n" + json.dumps({"text": "b" * 3000}))
     assert "has in line 3 more than 0 MB" in refused(path, (1000, 2000))
 
