@@ -1,4 +1,4 @@
-"""The demo: a small CDCD on the King James text, from nothing to samples in ten minutes on two CPU cores.
+"""The demo: a small CDCD on the King James text, from nothing to samples in about ten minutes on two CPU cores.
 
     python -m cdcd_jax.train --config=configs/demo.py --workdir=runs/demo
 """
