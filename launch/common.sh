@@ -26,14 +26,15 @@ help() {
 
 # read_options "name= zone= spot" "$@": sets opt_name and so on, and ARGS to what follows "--". Options that are not given are empty.
 read_options() {
-  local known="$1 dry-run help" name value word
+  local known="$1 dry-run help" name value word flags=""
+  [[ ${verb-} != run ]] || flags=", and after -- the trainer's flags"
   shift
   for word in $known; do
     word=${word%=}
     printf -v "opt_${word//-/_}" ''
   done
   while (($#)) && [[ $1 != -- ]]; do
-    [[ $1 == --* ]] || die "unexpected word '$1': options are written --name=value, and the trainer's flags follow after --."
+    [[ $1 == --* ]] || die "unexpected word '$1': options are written --name=value$flags."
     name=${1#--}
     name=${name%%=*}
     value=""
@@ -44,7 +45,8 @@ read_options() {
       [[ $1 == *=* ]] && die "--$name takes no value, not '${1#*=}'."
       value=yes
     else
-      die "unknown option $1 (known: $(for word in $known; do printf -- '--%s ' "${word/%=/=...}"; done)and -- before the trainer's flags)."
+      known=$(for word in $known; do printf ' --%s' "${word/%=/=...}"; done)
+      die "unknown option $1 (known:$known$flags)."
     fi
     printf -v "opt_${name//-/_}" '%s' "$value"
     shift
