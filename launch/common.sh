@@ -212,6 +212,8 @@ culprit() {
 tpu() {
   local flat="1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16" cubes="2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16"
   local known kind=${1%%:*}
+  [[ ! $1 =~ ^([1-9][0-9]*)x(v[^:]*:.*)$ ]] ||
+    die "--topology=$1 is how plan writes several slices: here it is --topology=${BASH_REMATCH[2]} --slices=${BASH_REMATCH[1]}."
   grid=${1#*:}
   case $kind in
   v4) known=$cubes cores=2 accelerator=v4 label=tpu-v4-podslice runtime=tpu-ubuntu2204-base ;;

@@ -171,6 +171,7 @@ MISTAKES = [
     ("tpu_vm.sh create --name=a --zone=z --topology=v9:4x4", "unknown topology 'v9:4x4': it is a chip and a shape, v4:, v5e:, v5p: or v6e: with"),
     ("tpu_vm.sh create --name=a --zone=z --topology=v5e:4x5", "unknown topology 'v5e:4x5': v5e has the shapes 1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16."),
     ("tpu_vm.sh create --name=a --zone=z --topology=v5p", "unknown topology 'v5p': v5p has the shapes 2x2x1 "),
+    ("tpu_vm.sh create --name=a --zone=z --topology=2xv5e:4x4", "how plan writes several slices: here it is --topology=v5e:4x4 --slices=2.\n"),
     ("tpu_vm.sh create --name=A_b --zone=z --topology=v5e:4x4", "--name=A_b must be lower-case letters, digits and dashes"),
     ("tpu_vm.sh create --name=a --zone=z --topology=v5e:4x4 --spot --reserved", "--spot and --reserved exclude each other."),
     ("tpu_vm.sh create --name=a --zone=z --topology=v5e:4x4 --slices=0", "--slices=0 must be a whole number of at least 1."),
