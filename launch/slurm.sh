@@ -68,6 +68,7 @@ run)
   ;;
 logs)
   found=("$root/slurm/$opt_name"-+([0-9]).out) # after the name comes the number of the job: another one's name may begin like this one's
+  [[ -z $opt_dry_run ]] || found=("${found[@]-$root/slurm/$opt_name-JOB.out}") # JOB: the number that sbatch will give it
   ((${#found[@]})) || die "the job $opt_name has written nothing yet: squeue --me tells why."
   act tail -n 40 "${found[@]}"
   ;;

@@ -113,6 +113,8 @@ def test_slurm_logs_are_those_of_the_name(platform: Platform) -> None:
     for name in ("a-7", "a-b-8", "a-2-9"):
         (launch.parent / "slurm" / f"{name}.out").write_text(f"said by {name}\n")
     assert platform.run(launch / "slurm.sh", "logs", "--name=a")[:2] == (0, "said by a-7\n")
+    shown = [platform.run(launch / "slurm.sh", "logs", f"--name={name}", "--dry-run") for name in ("a", "b")]
+    assert shown == [(0, f"tail -n 40 {launch.parent}/slurm/{name}.out\n", "") for name in ("a-7", "b-JOB")]
     code, _, err = platform.run(launch / "slurm.sh", "logs", "--name=b")
     assert code == 2 and err == "error: the job b has written nothing yet: squeue --me tells why.\n"
 
