@@ -92,13 +92,14 @@ need() {
 }
 
 # The trainer's flags: a config that the machines will have, and a workdir that outlives them, and that all of them see, as $1 begins: with "" it is a
-# folder, and the project itself lies where the machines see it. Sets workdir.
+# folder, and the project itself lies where the machines see it. Sets workdir. Where a launcher makes slices, the trainer is told how many.
 check_trainer_flags() {
-  local flag file=""
+  local flag file="" slices=""
   workdir=""
   for flag in ${ARGS[@]+"${ARGS[@]}"}; do
     case $flag in
     --workdir=*) workdir=${flag#*=} ;;
+    --config.mesh.slices=*) slices=${flag#*=} ;;
     --config=*)
       file=${flag#*=}
       file=${file%%:*}
@@ -112,6 +113,10 @@ check_trainer_flags() {
   done
   [[ -n $workdir && -n $file ]] || die "the trainer needs --config and --workdir, each with =: -- --config=configs/... --workdir=$1..."
   [[ $workdir == "$1"* ]] || die "--workdir=$workdir must begin with $1: only there all machines see it, and it is still there after a pre-emption."
+  [[ -n ${opt_slices-} ]] || return 0
+  [[ ${slices:-$opt_slices} == "$opt_slices" ]] ||
+    die "--slices=$opt_slices and --config.mesh.slices=$slices differ: give --slices alone, the trainer is told."
+  [[ -n $slices || $opt_slices == 1 ]] || ARGS+=("--config.mesh.slices=$opt_slices")
 }
 
 # A word as one may type it, quoted only where it must be.

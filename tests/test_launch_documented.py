@@ -167,9 +167,10 @@ def test_jobset_manifest_is_the_published_apis(platform: Platform, options: str)
     made = manifest(platform, options)
     check(made, JOBSET)
     job = made["spec"]["replicatedJobs"][0]
+    flags = FLAGS.split()[1:] + ["--config.mesh.slices=2"] * bool(options)
     pod = job["template"]["spec"]["template"]["spec"]
     assert (job["replicas"], job["template"]["spec"]["parallelism"], job["template"]["spec"]["completions"]) == (2 if options else 1, 16, 16)
-    assert pod["containers"][0]["args"] == FLAGS.split()[1:] and pod["containers"][0]["resources"] == {"limits": {"google.com/tpu": 4}}
+    assert pod["containers"][0]["args"] == flags and pod["containers"][0]["resources"] == {"limits": {"google.com/tpu": 4}}
     spot = {"cloud.google.com/gke-spot": "true"} if options else {}
     chips = {"cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice", "cloud.google.com/gke-tpu-topology": "4x4x4"}
     assert pod["nodeSelector"] == chips | spot and pod.get("serviceAccountName") == ("s" if options else None)

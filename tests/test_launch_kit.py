@@ -168,6 +168,8 @@ def test_gke_refuses_a_name_that_is_taken(platform: Platform) -> None:
 
 RUN = "tpu_vm.sh run --name=a --zone=z --topology=v5e:4x4"
 MANIFEST = "gke/jobset.sh run --name=a --image=i"
+XPK = "gke/xpk.sh run --name=a --cluster=c --zone=z --topology=v5e:4x4 --image=i"
+GOOD = "-- --config=configs/demo.py --workdir=gs://b/r"
 MISTAKES = [
     ("tpu_vm.sh create --name=a --zone=z", "--topology=... is missing: tpu_vm.sh --help tells what it is."),
     ("tpu_vm.sh create --name=a --zone=z --topology=v9:4x4", "unknown topology 'v9:4x4': it is a chip and a shape, v4:, v5e:, v5p: or v6e: with"),
@@ -194,9 +196,13 @@ MISTAKES = [
     (f"{RUN} -- --config=configs/demo.py", "the trainer needs --config and --workdir, each with =: -- --config=configs/... --workdir=gs://..."),
     (f"{RUN} -- --workdir=gs://b/a", "the trainer needs --config and --workdir, each with =: -- --config=configs/..."),
     (f"{RUN} -- --config=configs/demo.py --workdir=runs/a", "--workdir=runs/a must begin with gs://: only there all machines see it"),
-    (f"{RUN} --max-restarts=x -- --config=configs/demo.py --workdir=gs://b/r", "--max-restarts=x must be a whole number of at least 0."),
-    (f"{MANIFEST} --topology=v5e:2x2 --slices=2 -- --config=configs/demo.py --workdir=gs://b/r", "GKE has no multislice of v5e:2x2, which is"),
-    ("gke/jobset.sh run --name=a --topology=v5e:4x4 -- --config=configs/demo.py --workdir=gs://b/r", "--image=... is missing"),
+    (f"{RUN} --slices=2 {GOOD} --config.mesh.slices=4", "--slices=2 and --config.mesh.slices=4 differ: give --slices alone, the trainer is told.\n"),
+    (f"{RUN} {GOOD} --config.mesh.slices=2", "--slices=1 and --config.mesh.slices=2 differ: "),
+    (f"{MANIFEST} --topology=v5e:4x4 {GOOD} --config.mesh.slices=2", "--slices=1 and --config.mesh.slices=2 differ: "),
+    (f"{XPK} {GOOD} --config.mesh.slices=2", "--slices=1 and --config.mesh.slices=2 differ: "),
+    (f"{RUN} --max-restarts=x {GOOD}", "--max-restarts=x must be a whole number of at least 0."),
+    (f"{MANIFEST} --topology=v5e:2x2 --slices=2 {GOOD}", "GKE has no multislice of v5e:2x2, which is"),
+    (f"gke/jobset.sh run --name=a --topology=v5e:4x4 {GOOD}", "--image=... is missing"),
     ("gke/xpk.sh create --cluster=c --topology=v5e:4x4", "--zone=... is missing"),
     ("slurm.sh run --name=a --nodes=0 --gpus=8 -- --config=configs/demo.py --workdir=r", "--nodes=0 must be a whole number of at least 1."),
     ("slurm.sh run --name=a --nodes=1 --gpus=8", "the trainer needs --config and --workdir"),

@@ -24,7 +24,7 @@ def test_tpu_vm_from_nothing_to_a_finished_job_in_three_commands(platform: Platf
     code, out, err = platform.run("launch/tpu_vm.sh", "run", *several, *TRAINER, MEGASCALE_NUM_SLICES="3", JAX_PROCESS_ID="1")
     assert code == 0 and "starting all workers again (1 of at most 3 times)" in err
     assert err.endswith("the TPUs are still there: launch/tpu_vm.sh delete --name=a --zone=z --slices=2 removes them\n")
-    assert f"[a-0-w-0] life of a-0-w-0: -u -m cdcd_jax.train {' '.join(TRAINER[1:])} --config.hosts.meet_seconds=1800\n" in out
+    assert f"[a-0-w-0] life of a-0-w-0: -u -m cdcd_jax.train {' '.join(TRAINER[1:])} --config.mesh.slices=2 --config.hosts.meet_seconds=1800\n" in out
     assert platform.run("launch/tpu_vm.sh", "logs", *VM, "--slices=2")[1].count("Error: the last line of it") == 4
     assert platform.run("launch/tpu_vm.sh", "delete", *VM, "--slices=2")[0] == 0
     assert not (platform.folder / "vms").exists()
