@@ -5,6 +5,7 @@
 
 launch=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$launch")
+place=$root # where the trainer starts, from which it finds a config
 # What the machines get of the project: enough to install it and to run its doors. launch/Dockerfile.dockerignore says the same to Docker.
 shipped="cdcd_jax configs launch setup.py pyproject.toml requirements.lock README.md LICENSE"
 grace=${GRACE:-20} # seconds that the others get once one process has ended
@@ -97,6 +98,8 @@ check_trainer_flags() {
   local flag file="" slices=""
   workdir=""
   for flag in ${ARGS[@]+"${ARGS[@]}"}; do
+    [[ $flag == --?*=* ]] || die "the trainer's flag '$flag' has no value: each is one word, --name=value."
+    [[ $flag == *[[:cntrl:]]* ]] && die "a flag of the trainer holds a line break or another control character: $(printf %q "$flag")."
     case $flag in
     --workdir=*) workdir=${flag#*=} ;;
     --config.mesh.slices=*) slices=${flag#*=} ;;
@@ -104,19 +107,36 @@ check_trainer_flags() {
       file=${flag#*=}
       file=${file%%:*}
       file=${file#./}
-      [[ -f $root/$file || $file == /* ]] || die "the config file $file does not exist in $root."
-      [[ -z $1 || $file == /* || " $shipped " == *" ${file%%/*} "* ]] ||
+      [[ -z $1 || $file != /* ]] || die "the machines have no $file: put the config into configs/, and write --config=configs/..."
+      [[ -f $file && $file == /* || -f $place/$file ]] || die "the config file $file does not exist in $place."
+      [[ -z $1 || " $shipped " == *" ${file%%/*} "* ]] ||
         die "the config file $file is not among what the machines get of $root: put it into configs/."
       ;;
+    --config.?*=* | --go_back_to=* | --verbosity=*) ;;
+    *) die "the trainer has no flag ${flag%%=*}: it has --config, --config.SECTION.KEY, --workdir and --go_back_to." ;;
     esac
-    [[ $flag == *[[:cntrl:]]* ]] && die "a flag of the trainer holds a line break or another control character: $(printf %q "$flag")."
   done
   [[ -n $workdir && -n $file ]] || die "the trainer needs --config and --workdir, each with =: -- --config=configs/... --workdir=$1..."
   [[ $workdir == "$1"* ]] || die "--workdir=$workdir must begin with $1: only there all machines see it, and it is still there after a pre-emption."
-  [[ -n ${opt_slices-} ]] || return 0
-  [[ ${slices:-$opt_slices} == "$opt_slices" ]] ||
-    die "--slices=$opt_slices and --config.mesh.slices=$slices differ: give --slices alone, the trainer is told."
-  [[ -n $slices || $opt_slices == 1 ]] || ARGS+=("--config.mesh.slices=$opt_slices")
+  [[ $workdir != *://* || $workdir =~ ^[a-z0-9]+://[^/]+/+[^/] ]] || die "--workdir=$workdir must name a bucket and a folder in it: gs://BUCKET/FOLDER."
+  if [[ -n ${opt_slices-} ]]; then
+    [[ ${slices:-$opt_slices} == "$opt_slices" ]] ||
+      die "--slices=$opt_slices and --config.mesh.slices=$slices differ: give --slices alone, the trainer is told."
+    [[ -n $slices || $opt_slices == 1 ]] || ARGS+=("--config.mesh.slices=$opt_slices")
+  fi
+  ask_trainer
+}
+
+# What the trainer itself says of its flags, where it is installed here: it would say it on every machine, once those were paid for. Where it is not
+# installed, or is broken, nothing is said.
+ask_trainer() {
+  local python=${CHECKER-$root/.venv/bin/python} words code="
+from cdcd_jax import doors, train
+from cdcd_jax.config import from_dict
+doors.run(lambda: from_dict(train.CONFIG.value) and 0)"
+  command -v "$python" >/dev/null || return 0
+  words=$(cd "$place" && "$python" -c "$code" "${ARGS[@]}" 2>&1 >/dev/null </dev/null) && return
+  [[ $? != 2 ]] || die "$(tail -n 1 <<<"${words#error: }")"
 }
 
 # A word as one may type it, quoted only where it must be.

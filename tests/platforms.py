@@ -89,6 +89,7 @@ class Platform:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
         path = f"{self.folder / 'bin'}:{changes.pop('PATH', '/usr/bin:/bin')}"
         speed = {"PAUSE": "0.05", "POLL": "1", "TAKEN_SECONDS": "1", "YIELD_SECONDS": "0", "GRACE": "5", "BUSY_SECONDS": "0", "DEVICES": "/nowhere"}
+        speed |= {"CHECKER": ""}  # where this is a project that is installed, the trainer would be asked by each launcher
         return kept | speed | {"PATH": path, "STUBS": str(self.folder), "TMPDIR": str(self.folder / "tmp")} | changes
 
     def start(self, script: str | pathlib.Path, *words: str, **changes: str) -> subprocess.Popen[str]:

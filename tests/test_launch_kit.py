@@ -2,13 +2,15 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.platforms import COMMANDS, Platform, wait_until
+from tests.platforms import COMMANDS, ROOT, Platform, wait_until
 
 VM = ["--name=a", "--zone=z"]
 TRAINER = ["--", "--config=configs/demo.py", "--workdir=gs://b/runs/a"]
@@ -169,6 +171,7 @@ def test_gke_refuses_a_name_that_is_taken(platform: Platform) -> None:
 RUN = "tpu_vm.sh run --name=a --zone=z --topology=v5e:4x4"
 MANIFEST = "gke/jobset.sh run --name=a --image=i"
 XPK = "gke/xpk.sh run --name=a --cluster=c --zone=z --topology=v5e:4x4 --image=i"
+SLURM = "slurm.sh run --name=a --nodes=1 --gpus=8"
 GOOD = "-- --config=configs/demo.py --workdir=gs://b/r"
 MISTAKES = [
     ("tpu_vm.sh create --name=a --zone=z", "--topology=... is missing: tpu_vm.sh --help tells what it is."),
@@ -192,6 +195,16 @@ MISTAKES = [
     (f"{RUN} --config=c", "unknown option --config=c (known: "),
     (f"{RUN} -- --config=configs/dmo.py", "the config file configs/dmo.py does not exist in "),
     (f"{RUN} -- --config=tests/tiny.py", "the config file tests/tiny.py is not among what the machines get of "),
+    (f"{RUN} -- --config=/shared/demo.py", "the machines have no /shared/demo.py: put the config into configs/, and write --config=configs/...\n"),
+    (f"{SLURM} -- --config=/shared/demo.py", "the config file /shared/demo.py does not exist"),
+    (f"{RUN} -- --config configs/demo.py", "the trainer's flag '--config' has no value: each is one word, --name=value.\n"),
+    (f"{RUN} {GOOD} --confg=x", "the trainer has no flag --confg: it has --config, --config.SECTION.KEY, --workdir and --go_back_to.\n"),
+    (f"{RUN} -- --config=configs/demo.py --workdir=gs://", "--workdir=gs:// must name a bucket and a folder in it: gs://BUCKET/FOLDER.\n"),
+    (f"{RUN} -- --config=configs/demo.py --workdir=gs:///r", "--workdir=gs:///r must name a bucket"),
+    (f"{RUN} -- --config=configs/demo.py --workdir=gs://b/", "--workdir=gs://b/ must name a bucket"),
+    (f"{SLURM} -- --config=configs/demo.py --workdir=s3:///r", "--workdir=s3:///r must name a bucket"),
+    (f"{SLURM} -- --config=configs/demo.py --workdir=/tmp/r", "--workdir=/tmp/r is another folder on each node: name one that all nodes see"),
+    (f"{SLURM} -- --config=configs/demo.py --workdir=/dev/shm", "--workdir=/dev/shm is another folder on each node"),
     (f"{RUN} -- --config=./docs/RESULTS.md", "the config file docs/RESULTS.md is not among what the machines get of "),
     (f"{RUN} -- --config=configs/demo.py", "the trainer needs --config and --workdir, each with =: -- --config=configs/... --workdir=gs://..."),
     (f"{RUN} -- --workdir=gs://b/a", "the trainer needs --config and --workdir, each with =: -- --config=configs/..."),
@@ -205,7 +218,7 @@ MISTAKES = [
     (f"gke/jobset.sh run --name=a --topology=v5e:4x4 {GOOD}", "--image=... is missing"),
     ("gke/xpk.sh create --cluster=c --topology=v5e:4x4", "--zone=... is missing"),
     ("slurm.sh run --name=a --nodes=0 --gpus=8 -- --config=configs/demo.py --workdir=r", "--nodes=0 must be a whole number of at least 1."),
-    ("slurm.sh run --name=a --nodes=1 --gpus=8", "the trainer needs --config and --workdir"),
+    (SLURM, "the trainer needs --config and --workdir"),
     ("slurm.sh setup --accelerator=cuda11 --dry-run", "--accelerator=cuda11 is none of tpu, cuda12, cuda13 and cpu."),
     ("image.sh --image=i --accelerator=gpu", "--accelerator=gpu is none of tpu, cuda12, cuda13 and cpu."),
     ("install.sh gpu", "usage: launch/install.sh [--dry-run] tpu|cuda12|cuda13|cpu, not 'gpu'."),
@@ -217,6 +230,26 @@ def test_mistakes(platform: Platform, words: str, said: str) -> None:
     code, _, err = platform.run(f"launch/{words.split()[0]}", *words.split()[1:])
     assert code == 2 and err.startswith("error: ") and said in err and err.count("\n") == 1
     assert not platform.calls()
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--config.train.batch_size=0", "error: config key 'train.batch_size' must be above 0, not 0.\n"),
+        ("--config.train.batch_size=64", ""),
+    ],
+)
+def test_the_trainer_is_asked_about_its_flags_where_it_is_installed(platform: Platform, flag: str, said: str) -> None:
+    code, _, err = platform.run("launch/tpu_vm.sh", *RUN.split()[1:], "--dry-run", *TRAINER, flag, CHECKER=sys.executable)
+    assert (code, err) == (2 if said else 0, said)
+    # An installation that is broken has no say.
+    assert platform.run("launch/tpu_vm.sh", *RUN.split()[1:], "--dry-run", *TRAINER, flag, CHECKER="/bin/false")[0] == 0
+
+
+def test_the_flags_that_launchers_let_through_are_the_trainers(platform: Platform) -> None:
+    defined = re.findall(r'DEFINE_\w+\("(\w+)"', (ROOT / "cdcd_jax" / "train.py").read_text())
+    assert set(defined) == {"config", "workdir", "go_back_to"}
+    assert platform.run("launch/tpu_vm.sh", *RUN.split()[1:], "--dry-run", *TRAINER, "--go_back_to=1", "--verbosity=1")[0] == 0
 
 
 @pytest.mark.parametrize(
