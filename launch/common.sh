@@ -118,7 +118,8 @@ check_trainer_flags() {
   done
   [[ -n $workdir && -n $file ]] || die "the trainer needs --config and --workdir, each with =: -- --config=configs/... --workdir=$1..."
   [[ $workdir == "$1"* ]] || die "--workdir=$workdir must begin with $1: only there all machines see it, and it is still there after a pre-emption."
-  [[ $workdir != *://* || $workdir =~ ^[a-z0-9]+://[^/]+/+[^/] ]] || die "--workdir=$workdir must name a bucket and a folder in it: gs://BUCKET/FOLDER."
+  [[ $workdir != *://* || $workdir =~ ^[a-z0-9]+://[^/]+/+[^/] ]] ||
+    die "--workdir=$workdir must name a bucket and a folder in it: gs://BUCKET/FOLDER."
   if [[ -n ${opt_slices-} ]]; then
     [[ ${slices:-$opt_slices} == "$opt_slices" ]] ||
       die "--slices=$opt_slices and --config.mesh.slices=$slices differ: give --slices alone, the trainer is told."

@@ -51,7 +51,8 @@ run)
   check_count max-restarts "${opt_max_restarts:=3}" 0
   [[ -z $opt_cpus ]] || check_count cpus "$opt_cpus" 1
   check_trainer_flags ""
-  [[ ! $workdir =~ ^/(tmp|var/tmp|dev/shm)(/|$) ]] || die "--workdir=$workdir is another folder on each node: name one that all nodes see, as runs/$opt_name."
+  [[ ! $workdir =~ ^/(tmp|var/tmp|dev/shm)(/|$) ]] ||
+    die "--workdir=$workdir is another folder on each node: name one that all nodes see, as runs/$opt_name."
   [[ $workdir == *://* || $workdir == /* ]] || say "the workdir $workdir is under $root: all nodes must see it."
   if [[ -n $opt_dry_run ]]; then
     quoted squeue --me --noheader --name="$opt_name" --format=%i
