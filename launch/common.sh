@@ -58,6 +58,28 @@ read_options() {
     help
     exit 0
   fi
+  check_values
+}
+
+# check zone PATTERN "what it must be": the value of the option --zone, where the launcher has it and it was given.
+check() {
+  local name=opt_${1//-/_}
+  [[ -z ${!name-} || ${!name} =~ $2 ]] || die "--$1=${!name} must be $3."
+}
+
+# What a machine, a cluster or a queue would refuse, and what would only be refused there after something was made.
+check_values() {
+  local option short="lower-case letters, digits and dashes, at most"
+  for option in name cluster; do # these become part of the names of machines, pods and files
+    check "$option" '^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$' "$short 40, beginning with a letter"
+  done
+  check namespace '^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$' "$short 63"
+  [[ ! ${opt_zone-} =~ ^[a-z]+-[a-z]+[0-9]+$ ]] || die "--zone=$opt_zone is a region: name one of its zones, as $opt_zone-a."
+  check zone '^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$' "a zone, as us-central1-a"
+  [[ -n ${opt_no_push-} ]] || check image '^[^[:space:]/@]+(/[^[:space:]/:@]+)+(:[A-Za-z0-9_][A-Za-z0-9_.-]*|@sha256:[0-9a-f]{64})$' \
+    "a place in a registry and a tag, as us-docker.pkg.dev/PROJECT/REPOSITORY/cdcd_jax:1"
+  check time '^[0-9]+(-[0-9]{1,2})?(:[0-9]{1,2}){0,2}$' "minutes, or written as 24:00:00 (hours) or 2-12:00:00 (two days and twelve hours)"
+  for option in partition account qos; do check "$option" '^[^[:space:]]+$' "one word"; done
 }
 
 # only_run_takes_flags "$verb"
@@ -72,11 +94,6 @@ required() {
     name=opt_${option//-/_}
     [[ -n ${!name} ]] || die "--$option=... is missing: $(basename "$0") --help tells what it is."
   done
-}
-
-# A name that every platform takes: it becomes part of the names of machines, pods and files.
-check_name() {
-  [[ $1 =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || die "--name=$1 must be lower-case letters, digits and dashes, at most 40, beginning with a letter."
 }
 
 check_count() {

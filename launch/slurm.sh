@@ -29,7 +29,6 @@ esac
 only_run_takes_flags "$verb"
 if [[ $verb != setup ]]; then
   required name
-  check_name "$opt_name"
   need sbatch "this is no login node of a Slurm cluster, or Slurm's commands are not on PATH (module load slurm)."
 fi
 make_scratch

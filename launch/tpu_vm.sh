@@ -37,7 +37,6 @@ run) read_options "$request max-restarts=" "$@" ;;
 *) die "usage: launch/tpu_vm.sh create|setup|run|logs|stop|delete --name=N --zone=Z ..., not '$verb' (--help tells more)." ;;
 esac
 required name zone
-check_name "$opt_name"
 check_count slices "${opt_slices:=1}" 1
 if [[ $verb == create || $verb == run ]]; then
   required topology

@@ -41,7 +41,7 @@ DOCUMENTED = {
     "sbatch": "job-name chdir output nodes ntasks-per-node gpus-per-node cpus-per-task time partition account qos requeue open-mode signal",
     "srun": "kill-on-bad-exit wait output error",
 }
-NAMED = "--name=a --zone=z --project=p --slices=2"
+NAMED = "--name=a --zone=us-a1-b --project=p --slices=2"
 FLAGS = "-- --config=configs/demo.py --workdir=gs://b/r"
 EVERY = [
     f"tpu_vm.sh create {NAMED} --topology=v6e:16x16 --spot --runtime=r --service-account=s --network=n --subnetwork=m",
@@ -50,18 +50,18 @@ EVERY = [
     f"tpu_vm.sh logs {NAMED}",
     f"tpu_vm.sh stop {NAMED}",
     f"tpu_vm.sh delete {NAMED}",
-    "gke/xpk.sh create --cluster=c --zone=z --project=p --topology=v5e:4x4 --slices=2 --reservation=r",
-    f"gke/xpk.sh run --name=a --cluster=c --zone=z --topology=v5e:4x4 --image=i {FLAGS}",
-    "gke/xpk.sh logs --name=a --cluster=c --zone=z",
-    "gke/xpk.sh delete --name=a --cluster=c --zone=z",
-    "gke/xpk.sh delete-cluster --cluster=c --zone=z",
+    "gke/xpk.sh create --cluster=c --zone=us-a1-b --project=p --topology=v5e:4x4 --slices=2 --reservation=r",
+    f"gke/xpk.sh run --name=a --cluster=c --zone=us-a1-b --topology=v5e:4x4 --image=r/i:1 {FLAGS}",
+    "gke/xpk.sh logs --name=a --cluster=c --zone=us-a1-b",
+    "gke/xpk.sh delete --name=a --cluster=c --zone=us-a1-b",
+    "gke/xpk.sh delete-cluster --cluster=c --zone=us-a1-b",
     "gke/jobset.sh setup",
-    f"gke/jobset.sh run --name=a --topology=v5e:4x4 --image=i {FLAGS}",
+    f"gke/jobset.sh run --name=a --topology=v5e:4x4 --image=r/i:1 {FLAGS}",
     "gke/jobset.sh logs --name=a --namespace=n",
     "gke/jobset.sh delete --name=a",
     f"slurm.sh run --name=a --nodes=2 --gpus=8 --time=1:00 --partition=p --account=a --qos=q --cpus=4 {FLAGS}",
     "slurm.sh delete --name=a",
-    "image.sh --image=i --accelerator=cuda13",
+    "image.sh --image=r/i:1 --accelerator=cuda13",
 ]
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from tests.platforms import COMMANDS, ROOT, Platform, wait_until
 
-VM = ["--name=a", "--zone=z"]
+VM = ["--name=a", "--zone=us-a1-b"]
 TRAINER = ["--", "--config=configs/demo.py", "--workdir=gs://b/runs/a"]
 JOB = ["--name=a", "--topology=v5e:4x4", "--image=r/i:1"]
-CLUSTER = ["--cluster=c", "--zone=z"]
+CLUSTER = ["--cluster=c", "--zone=us-a1-b"]
 NODES = ["--name=a", "--nodes=2", "--gpus=2"]
 
 
@@ -168,30 +168,41 @@ def test_gke_refuses_a_name_that_is_taken(platform: Platform) -> None:
 
 # Mistakes: the launcher, its words, what the one line says
 
-RUN = "tpu_vm.sh run --name=a --zone=z --topology=v5e:4x4"
-MANIFEST = "gke/jobset.sh run --name=a --image=i"
-XPK = "gke/xpk.sh run --name=a --cluster=c --zone=z --topology=v5e:4x4 --image=i"
+RUN = "tpu_vm.sh run --name=a --zone=us-a1-b --topology=v5e:4x4"
+MANIFEST = "gke/jobset.sh run --name=a --image=r/i:1"
+XPK = "gke/xpk.sh run --name=a --cluster=c --zone=us-a1-b --topology=v5e:4x4 --image=r/i:1"
 SLURM = "slurm.sh run --name=a --nodes=1 --gpus=8"
 GOOD = "-- --config=configs/demo.py --workdir=gs://b/r"
 MISTAKES = [
-    ("tpu_vm.sh create --name=a --zone=z", "--topology=... is missing: tpu_vm.sh --help tells what it is."),
-    ("tpu_vm.sh create --name=a --zone=z --topology=v9:4x4", "unknown topology 'v9:4x4': it is a chip and a shape, v4:, v5e:, v5p: or v6e: with"),
-    ("tpu_vm.sh create --name=a --zone=z --topology=v5e:4x5", "unknown topology 'v5e:4x5': v5e has the shapes 1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16."),
-    ("tpu_vm.sh create --name=a --zone=z --topology=v5p", "unknown topology 'v5p': v5p has the shapes 2x2x1 "),
-    ("tpu_vm.sh create --name=a --zone=z --topology=2xv5e:4x4", "how plan writes several slices: here it is --topology=v5e:4x4 --slices=2.\n"),
-    ("tpu_vm.sh create --name=A_b --zone=z --topology=v5e:4x4", "--name=A_b must be lower-case letters, digits and dashes"),
-    ("tpu_vm.sh create --name=a --zone=z --topology=v5e:4x4 --spot --reserved", "--spot and --reserved exclude each other."),
-    ("tpu_vm.sh create --name=a --zone=z --topology=v5e:4x4 --slices=0", "--slices=0 must be a whole number of at least 1."),
-    ("tpu_vm.sh create --name=a --zone=z --topolgy=v5e:4x4", "unknown option --topolgy=v5e:4x4 (known: --name=... --zone=... "),
+    ("tpu_vm.sh create --name=a --zone=us-a1-b", "--topology=... is missing: tpu_vm.sh --help tells what it is."),
+    ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=v9:4x4", "unknown topology 'v9:4x4': it is a chip and a shape, v4:, v5e:, v5p: or v6e:"),
+    ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x5", "unknown topology 'v5e:4x5': v5e has the shapes 1x1 2x2 2x4 4x4 4x8 8x8 "),
+    ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5p", "unknown topology 'v5p': v5p has the shapes 2x2x1 "),
+    ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=2xv5e:4x4", "how plan writes several slices: here it is --topology=v5e:4x4 --slices=2.\n"),
+    ("tpu_vm.sh create --name=A_b --zone=us-a1-b --topology=v5e:4x4", "--name=A_b must be lower-case letters, digits and dashes"),
+    ("tpu_vm.sh logs --name=a --zone=us-central1", "--zone=us-central1 is a region: name one of its zones, as us-central1-a.\n"),
+    ("tpu_vm.sh logs --name=a --zone=central", "--zone=central must be a zone, as us-central1-a.\n"),
+    ("gke/xpk.sh logs --name=a --cluster=c --zone=us-central1", "--zone=us-central1 is a region"),
+    ("gke/xpk.sh delete-cluster --cluster=C_1 --zone=us-a1-b", "--cluster=C_1 must be lower-case letters, digits and dashes, at most 40"),
+    ("gke/jobset.sh logs --name=a --namespace=my_space", "--namespace=my_space must be lower-case letters, digits and dashes, at most 63.\n"),
+    (f"{MANIFEST} --topology=v5e:4x4 --service-account=a@p.iam.gserviceaccount.com {GOOD}", "must be the name of one of Kubernetes"),
+    ("image.sh --image=cdcd_jax:1", "--image=cdcd_jax:1 must be a place in a registry and a tag, as us-docker.pkg.dev/"),
+    ("image.sh --image=r/i", "--image=r/i must be a place in a registry and a tag"),
+    (f"{MANIFEST}/x:y:z --topology=v5e:4x4 {GOOD}", "--image=r/i:1/x:y:z must be a place in a registry and a tag"),
+    (f"{SLURM} --time=24h {GOOD}", "--time=24h must be minutes, or written as 24:00:00 (hours) or 2-12:00:00 (two days and twelve hours).\n"),
+    (f"{SLURM} --time=1:00:00:00 {GOOD}", "--time=1:00:00:00 must be minutes"),
+    ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x4 --spot --reserved", "--spot and --reserved exclude each other."),
+    ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x4 --slices=0", "--slices=0 must be a whole number of at least 1."),
+    ("tpu_vm.sh create --name=a --zone=us-a1-b --topolgy=v5e:4x4", "unknown option --topolgy=v5e:4x4 (known: --name=... --zone=... "),
     ("tpu_vm.sh logs --nam=a", "unknown option --nam=a (known: --name=... --zone=... --project=... --slices=... --dry-run --help).\n"),
     ("tpu_vm.sh logs a", "unexpected word 'a': options are written --name=value.\n"),
     ("image.sh --tag=a", "unknown option --tag=a (known: --image=... --accelerator=... --no-push --dry-run --help).\n"),
     (f"{RUN} a", "unexpected word 'a': options are written --name=value, and after -- the trainer's flags.\n"),
     (f"{RUN} --a", "--dry-run --help, and after -- the trainer's flags).\n"),
     ("tpu_vm.sh creat --name=a", "usage: launch/tpu_vm.sh create|setup|run|logs|stop|delete --name=N --zone=Z ..., not 'creat'"),
-    ("tpu_vm.sh setup --name=a --zone=z -- --config=c", "only run takes the trainer's flags, not setup."),
-    ("tpu_vm.sh setup --name --zone=z", "--name needs a value, as in --name=..."),
-    ("tpu_vm.sh create --name=a --zone=z --spot=1", "--spot takes no value, not '1'."),
+    ("tpu_vm.sh setup --name=a --zone=us-a1-b -- --config=c", "only run takes the trainer's flags, not setup."),
+    ("tpu_vm.sh setup --name --zone=us-a1-b", "--name needs a value, as in --name=..."),
+    ("tpu_vm.sh create --name=a --zone=us-a1-b --spot=1", "--spot takes no value, not '1'."),
     (f"{RUN} --config=c", "unknown option --config=c (known: "),
     (f"{RUN} -- --config=configs/dmo.py", "the config file configs/dmo.py does not exist in "),
     (f"{RUN} -- --config=tests/tiny.py", "the config file tests/tiny.py is not among what the machines get of "),
@@ -220,7 +231,7 @@ MISTAKES = [
     ("slurm.sh run --name=a --nodes=0 --gpus=8 -- --config=configs/demo.py --workdir=r", "--nodes=0 must be a whole number of at least 1."),
     (SLURM, "the trainer needs --config and --workdir"),
     ("slurm.sh setup --accelerator=cuda11 --dry-run", "--accelerator=cuda11 is none of tpu, cuda12, cuda13 and cpu."),
-    ("image.sh --image=i --accelerator=gpu", "--accelerator=gpu is none of tpu, cuda12, cuda13 and cpu."),
+    ("image.sh --image=r/i:1 --accelerator=gpu", "--accelerator=gpu is none of tpu, cuda12, cuda13 and cpu."),
     ("install.sh gpu", "usage: launch/install.sh [--dry-run] tpu|cuda12|cuda13|cpu, not 'gpu'."),
 ]  # fmt: skip
 
@@ -230,6 +241,26 @@ def test_mistakes(platform: Platform, words: str, said: str) -> None:
     code, _, err = platform.run(f"launch/{words.split()[0]}", *words.split()[1:])
     assert code == 2 and err.startswith("error: ") and said in err and err.count("\n") == 1
     assert not platform.calls()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(f"slurm.sh run --name=a --nodes=1 --gpus=8 --time={form}" for form in ("90", "90:30", "24:00:00", "2-12", "2-12:30", "2-12:30:00")),
+        f"image.sh --image=localhost:5000/a/b@sha256:{'0' * 64}",
+        "image.sh --image=cdcd_jax --no-push",
+        "tpu_vm.sh logs --name=a --zone=us-central1-ai1a",
+    ],
+)
+def test_what_the_platforms_take_is_taken(platform: Platform, words: str) -> None:
+    flags = GOOD.split() if " run " in words else []
+    assert platform.run(f"launch/{words.split()[0]}", *words.split()[1:], "--dry-run", *flags)[0] == 0
+
+
+def test_a_value_of_several_words_is_refused(platform: Platform) -> None:
+    for option in ("partition", "account", "qos"):
+        code, _, err = platform.run(f"launch/{SLURM.split()[0]}", *SLURM.split()[1:], f"--{option}=a b", *TRAINER)
+        assert code == 2 and err == f"error: --{option}=a b must be one word.\n"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +290,7 @@ def test_the_flags_that_launchers_let_through_are_the_trainers(platform: Platfor
         (["gke/jobset.sh", "run", *JOB, *TRAINER], "kubectl", "install it with gcloud components install kubectl"),
         (["gke/xpk.sh", "run", *JOB, *CLUSTER, *TRAINER], "xpk", "install it with pip install xpk."),
         (["slurm.sh", "run", *NODES, *TRAINER], "sbatch", "this is no login node of a Slurm cluster"),
-        (["image.sh", "--image=i"], "docker", "install it from https://docs.docker.com/engine/install."),
+        (["image.sh", "--image=r/i:1"], "docker", "install it from https://docs.docker.com/engine/install."),
     ],
 )
 def test_a_missing_tool(tmp_path: pathlib.Path, words: list[str], missing: str, said: str) -> None:

@@ -39,7 +39,6 @@ cluster="--cluster=$opt_cluster --zone=$opt_zone${opt_project:+ --project=$opt_p
 removal="launch/gke/xpk.sh delete --name=${opt_name-} $cluster"
 if [[ $verb == run || $verb == logs || $verb == delete ]]; then
   required name
-  check_name "$opt_name"
 fi
 if [[ $verb == run || $verb == create ]]; then
   required topology
