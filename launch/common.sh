@@ -206,6 +206,12 @@ hint_for() {
 }
 jobset_version=v0.10.1 # the first with onJobFailureMessagePatterns whose manifests are whole; xpk 1.16 installs it as well
 
+# Ends with the launcher's sentence $absent where the platform's last words, which match $absent_words then, say that nothing has that name.
+absent="" absent_words=""
+say_absent() {
+  [[ -z $absent_words ]] || ! grep -qE "$absent_words" "$scratch/words" 2>/dev/null || die "$absent"
+}
+
 # try_to "make X" "command that removes X" COMMAND...: runs it (or shows it); when it fails says so in one sentence and ends.
 try_to() {
   local what=$1 removal=$2 words
@@ -213,6 +219,7 @@ try_to() {
   if [[ -n $opt_dry_run ]]; then
     quoted "$@"
   elif ! "$@" </dev/null 2>"$scratch/words"; then
+    say_absent
     words=$(words_of "$scratch/words")
     die "could not $what: ${words:-$1 says why above}; $(hint_for "$words" "$removal")."
   fi

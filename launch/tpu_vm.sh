@@ -61,6 +61,9 @@ if ((opt_slices > 1)); then
   for ((index = 0; index < opt_slices; index++)); do nodes+=("$name-$index"); done
 fi
 removal="launch/tpu_vm.sh delete $mine"
+absent="there is no TPU named $name in $opt_zone: launch/tpu_vm.sh create $mine --topology=${opt_topology:-...} makes it (where there are several \
+slices, all commands want --slices=S)."
+case $verb in setup | logs | stop | delete) absent_words=NOT_FOUND ;; esac # run itself deletes and makes anew
 
 # Queued resources are one way for one slice and several, on demand, spot and reserved.
 create() {
@@ -196,7 +199,7 @@ recreate() {
   case $state in
   taken) ;;
   ready) return 1 ;;
-  deleted) die "there is no $name in $opt_zone: launch/tpu_vm.sh create $mine --topology=$opt_topology makes it." ;;
+  deleted) die "$absent" ;;
   *)
     die "the platform gave no clear state for $name for $((SECONDS - began)) s: gcloud compute tpus tpu-vm describe ${nodes[0]} ${where[*]} asks it, \
 and $removal removes all."
@@ -287,7 +290,7 @@ run) if [[ -n $opt_dry_run ]]; then show_run; else run; fi ;;
 logs | stop)
   word="tail last 40"
   [[ $verb == logs ]] || word="stop last TERM"
-  on_workers "$on_vm $word" || die "could not reach $name: $(words_of "$scratch/words")."
+  on_workers "$on_vm $word" || { say_absent && die "could not reach $name: $(words_of "$scratch/words")."; }
   [[ -n $opt_dry_run ]] || cat "$scratch/said"
   ;;
 esac

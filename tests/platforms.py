@@ -219,13 +219,13 @@ def gcloud(stubs: pathlib.Path, words: list[str]) -> int:
     if verb == "describe" and node.exists():
         print(state)
         return 0
-    if verb == "scp":
+    if verb == "scp" and node.exists():
         for home in homes_of(node):
             shutil.copy(name, home)
         return 0
     if state != "READY" or (stubs / "unreachable").exists():
         (stubs / "unreachable").unlink(missing_ok=True)
-        print(f"ERROR: (gcloud.compute.tpus.tpu-vm.{verb}) {state}: no connection to '{name}'", file=sys.stderr)
+        print(f"ERROR: (gcloud.compute.tpus.tpu-vm.{verb}) {state}: no connection to '{node.name}'", file=sys.stderr)
         return 1
     return max(run_on(homes_of(node), option(words, "command")))
 

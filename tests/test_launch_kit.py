@@ -166,6 +166,17 @@ def test_gke_refuses_a_name_that_is_taken(platform: Platform) -> None:
     assert not platform.calls("xpk", "workload", "create") and not platform.calls("kubectl", "create")
 
 
+def test_gke_says_that_there_is_no_such_job(platform: Platform) -> None:
+    missing = (1, "", 'Error from server (NotFound): jobsets.jobset.x-k8s.io "a" not found\n')
+    platform.answer("kubectl delete jobset", missing)
+    platform.answer("xpk workload delete", missing)
+    platform.answer("kubectl logs", (0, "", "No resources found in default namespace.\n"))
+    for script, words in (("jobset.sh", ["--name=a"]), ("xpk.sh", ["--name=a", *CLUSTER])):
+        for verb in ("logs", "delete"):
+            code, _, err = platform.run(f"launch/gke/{script}", verb, *words)
+            assert (code, err) == (2, "error: there is no job named a on this cluster, or it has no pods yet: run makes one.\n")
+
+
 # Mistakes: the launcher, its words, what the one line says
 
 RUN = "tpu_vm.sh run --name=a --zone=us-a1-b --topology=v5e:4x4"

@@ -50,7 +50,7 @@ RULES = [
     (["taken 0", "hang 0"], ["--max-restarts=0"], 0, "the platform took a: making it anew (this does not count as a restart)"),
     (["lost", "0"], [], 0, "which the platform calls ready: what runs there goes on"),
     (["hang 0", "75 0"], [], 0, "1 of 2 workers did not end within 1 s of the others: killed."),
-    (["deleted", "hang"], [], 2, "there is no a in us-a1-b: launch/tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x4 makes it."),
+    (["deleted", "hang"], [], 2, "there is no TPU named a in us-a1-b: launch/tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x4 makes it ("),
 ]
 
 
@@ -226,6 +226,13 @@ def test_tpu_vm_says_a_refusal_in_the_platforms_words(platform: Platform, answer
     code, _, err = platform.run("launch/tpu_vm.sh", "create", *TPU)
     assert code == 2 and err.count("\n") == 1
     assert err.startswith(f"error: could not ask for a in us-a1-b: {answer.split('.')[0]}") and err.rstrip("\n").endswith(said)
+
+
+@pytest.mark.parametrize("verb", ["setup", "logs", "stop", "delete"])
+def test_tpu_vm_says_that_there_is_no_such_tpu(platform: Platform, verb: str) -> None:
+    code, _, err = platform.run("launch/tpu_vm.sh", verb, *VM)
+    assert code == 2 and err.count("\n") == 1
+    assert err.startswith("error: there is no TPU named a in us-a1-b: launch/tpu_vm.sh create --name=a --zone=us-a1-b --topology=... makes it (where")
 
 
 def test_tpu_vm_does_not_wait_for_an_account(platform: Platform) -> None:

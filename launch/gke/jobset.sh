@@ -33,6 +33,7 @@ only_run_takes_flags "$verb"
 removal="launch/gke/jobset.sh delete --name=${opt_name-}${opt_namespace:+ --namespace=$opt_namespace}"
 if [[ $verb != setup ]]; then
   required name
+  [[ $verb == run ]] || expect_job
 fi
 if [[ $verb == run ]]; then
   required topology image

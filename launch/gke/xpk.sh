@@ -39,6 +39,7 @@ cluster="--cluster=$opt_cluster --zone=$opt_zone${opt_project:+ --project=$opt_p
 removal="launch/gke/xpk.sh delete --name=${opt_name-} $cluster"
 if [[ $verb == run || $verb == logs || $verb == delete ]]; then
   required name
+  [[ $verb == run ]] || expect_job
 fi
 if [[ $verb == run || $verb == create ]]; then
   required topology
