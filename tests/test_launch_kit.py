@@ -177,6 +177,32 @@ def test_gke_says_that_there_is_no_such_job(platform: Platform) -> None:
             assert (code, err) == (2, "error: there is no job named a on this cluster, or it has no pods yet: run makes one.\n")
 
 
+# The image: docker's words, and what mends it
+
+DAEMON = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+SOCKET = "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: connect: permission denied"
+REFUSED = 'denied: Permission "artifactregistry.repositories.uploadArtifacts" denied on resource "r"'
+LOG_IN = "; log docker in with gcloud auth configure-docker r.dev, by an account that may write there (Artifact Registry Writer).\n"
+
+
+@pytest.mark.parametrize(
+    ("failing", "words", "said"),
+    [
+        ("info", DAEMON, f"error: the image was not built: {DAEMON}; start it: sudo systemctl start docker, or open Docker Desktop.\n"),
+        ("info", SOCKET, f"error: the image was not built: {SOCKET}; let this account use docker: sudo usermod -aG docker "),
+        ("build", "", "error: the image was not built: docker says why above.\n"),
+        ("push", REFUSED, f"error: could not push r.dev/i:1: {REFUSED}{LOG_IN}"),
+        ("push", "no basic auth credentials", f"error: could not push r.dev/i:1: no basic auth credentials{LOG_IN}"),
+    ],
+)
+def test_the_image_says_what_docker_lacks(platform: Platform, failing: str, words: str, said: str) -> None:
+    platform.answer(f"docker {failing}", (1, "", f"{words}\n"))
+    if failing == "info":
+        platform.answer("docker build", (1, "", ""))
+    code, _, err = platform.run("launch/image.sh", "--image=r.dev/i:1")
+    assert code == 2 and err.strip("\n").count("\n") == 0 and err.lstrip("\n").startswith(said), err
+
+
 # Mistakes: the launcher, its words, what the one line says
 
 RUN = "tpu_vm.sh run --name=a --zone=us-a1-b --topology=v5e:4x4"
