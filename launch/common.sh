@@ -188,12 +188,12 @@ words_of() {
 
 # What mends a refusal, by the platform's words; $2 is how to remove what has that name.
 hint_for() {
-  local registry=${opt_image-}
+  local image=${opt_image-}
   case $1 in
   *"permission denied"*[Dd]"ocker daemon"* | *"permission denied"*docker.sock*) echo "let this account use docker: sudo usermod -aG docker $(id -un)" ;;
   *[Dd]"ocker daemon"*) echo "start it: sudo systemctl start docker, or open Docker Desktop" ;;
   *"basic auth"* | *"denied: "* | *unauthorized:* | *Unauthenticated*)
-    echo "log docker in with gcloud auth configure-docker ${registry%%/*}, by an account that may write there (Artifact Registry Writer)"
+    echo "log docker in with gcloud auth configure-docker ${image%%/*}, by an account that may write there (Artifact Registry Writer)"
     ;;
   *ALREADY_EXISTS* | *AlreadyExists* | *"already exists"*) echo "the name is taken: choose another, or remove that one with: $2" ;;
   *[Qq]uota* | *QUOTA*) echo "ask for quota, or name another zone or a smaller topology" ;;
