@@ -7,7 +7,8 @@
 #   launch/tpu_vm.sh logs | stop | delete --name=N --zone=Z [--slices=S]
 #
 # Each with --dry-run, which prints the commands and calls none. More options: --project=P; for create and run also --runtime=IMAGE,
-# --service-account=A, --network=N, --subnetwork=N; for run --max-restarts=K (3).
+# --service-account=A, --network=N, --subnetwork=N; for run --max-restarts=K (3). `run` wants what `create` was given, because it makes TPUs anew
+# that were taken: without --spot they would be on demand. Of --slices it tells the trainer.
 #
 # `run` ends with 0 when all workers end with 0; with 1 (an error of the program) or 2 (a user's mistake) as soon as one of them does, never tried
 # again, after that worker's last lines; starts all again, K times at most, when one ends with 75 or is killed; and makes the TPUs anew when the
