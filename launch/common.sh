@@ -5,6 +5,7 @@
 
 launch=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$launch")
+place=$root # where the trainer starts, from which it finds a config
 # What the machines get of the project: enough to install it and to run its doors. launch/Dockerfile.dockerignore says the same to Docker.
 shipped="cdcd_jax configs launch setup.py pyproject.toml requirements.lock README.md LICENSE"
 grace=${GRACE:-20} # seconds that the others get once one process has ended
@@ -26,14 +27,15 @@ help() {
 
 # read_options "name= zone= spot" "$@": sets opt_name and so on, and ARGS to what follows "--". Options that are not given are empty.
 read_options() {
-  local known="$1 dry-run help" name value word
+  local known="$1 dry-run help" name value word flags=""
+  [[ ${verb-} != run ]] || flags=", and after -- the trainer's flags"
   shift
   for word in $known; do
     word=${word%=}
     printf -v "opt_${word//-/_}" ''
   done
   while (($#)) && [[ $1 != -- ]]; do
-    [[ $1 == --* ]] || die "unexpected word '$1': options are written --name=value, and the trainer's flags follow after --."
+    [[ $1 == --* ]] || die "unexpected word '$1': options are written --name=value$flags."
     name=${1#--}
     name=${name%%=*}
     value=""
@@ -44,7 +46,8 @@ read_options() {
       [[ $1 == *=* ]] && die "--$name takes no value, not '${1#*=}'."
       value=yes
     else
-      die "unknown option $1 (known: $(for word in $known; do printf -- '--%s ' "${word/%=/=...}"; done)and -- before the trainer's flags)."
+      known=$(for word in $known; do printf ' --%s' "${word/%=/=...}"; done)
+      die "unknown option $1 (known:$known$flags)."
     fi
     printf -v "opt_${name//-/_}" '%s' "$value"
     shift
@@ -55,6 +58,28 @@ read_options() {
     help
     exit 0
   fi
+  check_values
+}
+
+# check zone PATTERN "what it must be": the value of the option --zone, where the launcher has it and it was given.
+check() {
+  local name=opt_${1//-/_}
+  [[ -z ${!name-} || ${!name} =~ $2 ]] || die "--$1=${!name} must be $3."
+}
+
+# What a machine, a cluster or a queue would refuse, and what would only be refused there after something was made.
+check_values() {
+  local option short="lower-case letters, digits and dashes, at most"
+  for option in name cluster; do # these become part of the names of machines, pods and files
+    check "$option" '^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$' "$short 40, beginning with a letter"
+  done
+  check namespace '^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$' "$short 63"
+  [[ ! ${opt_zone-} =~ ^[a-z]+-[a-z]+[0-9]+$ ]] || die "--zone=$opt_zone is a region: name one of its zones, as $opt_zone-a."
+  check zone '^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$' "a zone, as us-central1-a"
+  [[ -n ${opt_no_push-} ]] || check image '^[^[:space:]/@]+(/[^[:space:]/:@]+)+(:[A-Za-z0-9_][A-Za-z0-9_.-]*|@sha256:[0-9a-f]{64})$' \
+    "a place in a registry and a tag, as us-docker.pkg.dev/PROJECT/REPOSITORY/cdcd_jax:1"
+  check time '^[0-9]+(-[0-9]{1,2})?(:[0-9]{1,2}){0,2}$' "minutes, or written as 24:00:00 (hours) or 2-12:00:00 (two days and twelve hours)"
+  for option in partition account qos; do check "$option" '^[^[:space:]]+$' "one word"; done
 }
 
 # only_run_takes_flags "$verb"
@@ -71,11 +96,6 @@ required() {
   done
 }
 
-# A name that every platform takes: it becomes part of the names of machines, pods and files.
-check_name() {
-  [[ $1 =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || die "--name=$1 must be lower-case letters, digits and dashes, at most 40, beginning with a letter."
-}
-
 check_count() {
   [[ $2 =~ ^(0|[1-9][0-9]{0,4})$ && $2 -ge $3 ]] || die "--$1=$2 must be a whole number of at least $3."
 }
@@ -90,26 +110,51 @@ need() {
 }
 
 # The trainer's flags: a config that the machines will have, and a workdir that outlives them, and that all of them see, as $1 begins: with "" it is a
-# folder, and the project itself lies where the machines see it. Sets workdir.
+# folder, and the project itself lies where the machines see it. Sets workdir. Where a launcher makes slices, the trainer is told how many.
 check_trainer_flags() {
-  local flag file=""
+  local flag file="" slices=""
   workdir=""
   for flag in ${ARGS[@]+"${ARGS[@]}"}; do
+    [[ $flag == --?*=* ]] || die "the trainer's flag '$flag' has no value: each is one word, --name=value."
+    [[ $flag == *[[:cntrl:]]* ]] && die "a flag of the trainer holds a line break or another control character: $(printf %q "$flag")."
     case $flag in
     --workdir=*) workdir=${flag#*=} ;;
+    --config.mesh.slices=*) slices=${flag#*=} ;;
     --config=*)
       file=${flag#*=}
       file=${file%%:*}
       file=${file#./}
-      [[ -f $root/$file || $file == /* ]] || die "the config file $file does not exist in $root."
-      [[ -z $1 || $file == /* || " $shipped " == *" ${file%%/*} "* ]] ||
+      [[ -z $1 || $file != /* ]] || die "the machines have no $file: put the config into configs/, and write --config=configs/..."
+      [[ -f $file && $file == /* || -f $place/$file ]] || die "the config file $file does not exist in $place."
+      [[ -z $1 || " $shipped " == *" ${file%%/*} "* ]] ||
         die "the config file $file is not among what the machines get of $root: put it into configs/."
       ;;
+    --config.?*=* | --go_back_to=* | --verbosity=*) ;;
+    *) die "the trainer has no flag ${flag%%=*}: it has --config, --config.SECTION.KEY, --workdir and --go_back_to." ;;
     esac
-    [[ $flag == *[[:cntrl:]]* ]] && die "a flag of the trainer holds a line break or another control character: $(printf %q "$flag")."
   done
   [[ -n $workdir && -n $file ]] || die "the trainer needs --config and --workdir, each with =: -- --config=configs/... --workdir=$1..."
   [[ $workdir == "$1"* ]] || die "--workdir=$workdir must begin with $1: only there all machines see it, and it is still there after a pre-emption."
+  [[ $workdir != *://* || $workdir =~ ^[a-z0-9]+://[^/]+/+[^/] ]] ||
+    die "--workdir=$workdir must name a bucket and a folder in it: gs://BUCKET/FOLDER."
+  if [[ -n ${opt_slices-} ]]; then
+    [[ ${slices:-$opt_slices} == "$opt_slices" ]] ||
+      die "--slices=$opt_slices and --config.mesh.slices=$slices differ: give --slices alone, the trainer is told."
+    [[ -n $slices || $opt_slices == 1 ]] || ARGS+=("--config.mesh.slices=$opt_slices")
+  fi
+  ask_trainer
+}
+
+# What the trainer itself says of its flags, where it is installed here: it would say it on every machine, once those were paid for. Where it is not
+# installed, or is broken, nothing is said.
+ask_trainer() {
+  local python=${CHECKER-$root/.venv/bin/python} words code="
+from cdcd_jax import doors, train
+from cdcd_jax.config import from_dict
+doors.run(lambda: from_dict(train.CONFIG.value) and 0)"
+  command -v "$python" >/dev/null || return 0
+  words=$(cd "$place" && "$python" -c "$code" "${ARGS[@]}" 2>&1 >/dev/null </dev/null) && return
+  [[ $? != 2 ]] || die "$(tail -n 1 <<<"${words#error: }")"
 }
 
 # A word as one may type it, quoted only where it must be.
@@ -143,7 +188,13 @@ words_of() {
 
 # What mends a refusal, by the platform's words; $2 is how to remove what has that name.
 hint_for() {
+  local image=${opt_image-}
   case $1 in
+  *"permission denied"*[Dd]"ocker daemon"* | *"permission denied"*docker.sock*) echo "let this account use docker: sudo usermod -aG docker $(id -un)" ;;
+  *[Dd]"ocker daemon"*) echo "start it: sudo systemctl start docker, or open Docker Desktop" ;;
+  *"basic auth"* | *"denied: "* | *unauthorized:* | *Unauthenticated*)
+    echo "log docker in with gcloud auth configure-docker ${image%%/*}, by an account that may write there (Artifact Registry Writer)"
+    ;;
   *ALREADY_EXISTS* | *AlreadyExists* | *"already exists"*) echo "the name is taken: choose another, or remove that one with: $2" ;;
   *[Qq]uota* | *QUOTA*) echo "ask for quota, or name another zone or a smaller topology" ;;
   *"no more capacity"* | *[Ii]nsufficient* | *RESOURCE_EXHAUSTED*) echo "try another zone, or --spot" ;;
@@ -161,6 +212,12 @@ hint_for() {
 }
 jobset_version=v0.10.1 # the first with onJobFailureMessagePatterns whose manifests are whole; xpk 1.16 installs it as well
 
+# Ends with the launcher's sentence $absent where the platform's last words, which match $absent_words then, say that nothing has that name.
+absent="" absent_words=""
+say_absent() {
+  [[ -z $absent_words ]] || ! grep -qE "$absent_words" "$scratch/words" 2>/dev/null || die "$absent"
+}
+
 # try_to "make X" "command that removes X" COMMAND...: runs it (or shows it); when it fails says so in one sentence and ends.
 try_to() {
   local what=$1 removal=$2 words
@@ -168,6 +225,7 @@ try_to() {
   if [[ -n $opt_dry_run ]]; then
     quoted "$@"
   elif ! "$@" </dev/null 2>"$scratch/words"; then
+    say_absent
     words=$(words_of "$scratch/words")
     die "could not $what: ${words:-$1 says why above}; $(hint_for "$words" "$removal")."
   fi
@@ -210,6 +268,8 @@ culprit() {
 tpu() {
   local flat="1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16" cubes="2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16"
   local known kind=${1%%:*}
+  [[ ! $1 =~ ^([1-9][0-9]*)x(v[^:]*:.*)$ ]] ||
+    die "--topology=$1 is how plan writes several slices: here it is --topology=${BASH_REMATCH[2]} --slices=${BASH_REMATCH[1]}."
   grid=${1#*:}
   case $kind in
   v4) known=$cubes cores=2 accelerator=v4 label=tpu-v4-podslice runtime=tpu-ubuntu2204-base ;;

@@ -18,7 +18,9 @@ need docker "install it from https://docs.docker.com/engine/install."
 make_scratch
 
 removal="docker image rm $opt_image"
-act docker build --platform=linux/amd64 --file="$launch/Dockerfile" --build-arg="ACCELERATOR=$opt_accelerator" --tag="$opt_image" "$root" ||
-  die "the image was not built: docker says why above."
-[[ -n $opt_no_push ]] ||
-  try_to "push $opt_image (to Google's registry log in with gcloud auth configure-docker ${opt_image%%/*})" "$removal" docker push "$opt_image"
+if ! act docker build --platform=linux/amd64 --file="$launch/Dockerfile" --build-arg="ACCELERATOR=$opt_accelerator" --tag="$opt_image" "$root"; then
+  docker info >/dev/null 2>"$scratch/words" && die "the image was not built: docker says why above."
+  words=$(words_of "$scratch/words")
+  die "the image was not built: $words; $(hint_for "$words" "$removal")."
+fi
+[[ -n $opt_no_push ]] || try_to "push $opt_image" "$removal" docker push "$opt_image"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs N real processes of `python -m cdcd_jax.train ARGS...` on this machine, as N hosts would, and starts them again when they ask for it.
 #
-#   launch/local_multihost.sh [--max-restarts=K] [--dry-run] N ARGS...
+#   launch/local_multihost.sh [--max-restarts=K] [--dry-run] N --config=C --workdir=W ...
 #
+# These two options may also stand after N, the number of processes.
 # Each process's lines are prefixed with its number. Ends with 0 when all end with 0; with 1 (an error of the program) or 2 (a user's mistake) as soon
 # as one of them does, never tried again; starts all of them again, K times at most (3 by default), when one ends with 75 or is killed; and ends with
 # their code after that. Each Ctrl-C (130) and SIGTERM (75) is passed on, once, and nothing is started again after them. PYTHON names the interpreter
@@ -14,25 +15,35 @@ set -m # each process is a group of its own: Ctrl-C reaches it only through the 
 
 max_restarts=3
 opt_dry_run=""
-while [[ ${1-} == -* ]]; do
-  case $1 in
-  --max-restarts=*) max_restarts=${1#*=} ;;
+count=""
+ARGS=()
+for word in "$@"; do
+  case $word in
+  --max-restarts=*) max_restarts=${word#*=} ;;
   --dry-run) opt_dry_run=yes ;;
   --help | -h) help && exit 0 ;;
+  --) ;; # where other launchers want one
   *)
-    die "unknown option $1 before the number of processes: it takes --max-restarts=K, --dry-run and --help there, and the trainer's flags after it."
+    if [[ -n $count ]]; then
+      ARGS+=("$word")
+    elif [[ $word == -* ]]; then
+      die "unknown option $word before the number of processes: it takes --max-restarts=K, --dry-run and --help, and the trainer's flags after it."
+    else
+      count=$word
+      [[ $count =~ ^[1-9][0-9]{0,3}$ ]] || break
+    fi
     ;;
   esac
-  shift
 done
-[[ ${1-} =~ ^[1-9][0-9]{0,3}$ ]] || die "the number of processes must be a whole number from 1 to 9999, not '${1-}': \
+[[ $count =~ ^[1-9][0-9]{0,3}$ ]] || die "the number of processes must be a whole number from 1 to 9999, not '$count': \
 launch/local_multihost.sh [--max-restarts=K] N ARGS..."
 [[ $max_restarts =~ ^[0-9]+$ ]] || die "--max-restarts=$max_restarts must be a whole number."
-count=$1
-shift
 
 python=${PYTHON:-$root/.venv/bin/python}
 [[ $grace =~ ^[0-9]+$ ]] || die "GRACE=$grace must be a whole number of seconds."
+place=$PWD
+: "${CHECKER=$python}"
+check_trainer_flags ""
 
 # process PORT INDEX ARGS...: sets command, which runs one of the processes.
 process() {
@@ -43,7 +54,7 @@ process() {
 if [[ -n $opt_dry_run ]]; then
   note "all at once, with a free port of this machine:"
   for ((index = 0; index < count; index++)); do
-    process PORT "$index" "$@"
+    process PORT "$index" "${ARGS[@]}"
     quoted "${command[@]}"
   done
   note "one ended with 75 or was killed: all again, $max_restarts times at most"
@@ -138,7 +149,7 @@ endings() {
 
 restarts=0
 while :; do
-  run_all "$@"
+  run_all "${ARGS[@]}"
   collect 3>&2 2>/dev/null
   code=$(verdict "${codes[@]}")
   say "processes ended with $(endings)"

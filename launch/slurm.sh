@@ -29,7 +29,6 @@ esac
 only_run_takes_flags "$verb"
 if [[ $verb != setup ]]; then
   required name
-  check_name "$opt_name"
   need sbatch "this is no login node of a Slurm cluster, or Slurm's commands are not on PATH (module load slurm)."
 fi
 make_scratch
@@ -51,6 +50,8 @@ run)
   check_count max-restarts "${opt_max_restarts:=3}" 0
   [[ -z $opt_cpus ]] || check_count cpus "$opt_cpus" 1
   check_trainer_flags ""
+  [[ ! $workdir =~ ^/(tmp|var/tmp|dev/shm)(/|$) ]] ||
+    die "--workdir=$workdir is another folder on each node: name one that all nodes see, as runs/$opt_name."
   [[ $workdir == *://* || $workdir == /* ]] || say "the workdir $workdir is under $root: all nodes must see it."
   if [[ -n $opt_dry_run ]]; then
     quoted squeue --me --noheader --name="$opt_name" --format=%i
@@ -68,6 +69,7 @@ run)
   ;;
 logs)
   found=("$root/slurm/$opt_name"-+([0-9]).out) # after the name comes the number of the job: another one's name may begin like this one's
+  [[ -z $opt_dry_run ]] || found=("${found[@]-$root/slurm/$opt_name-JOB.out}") # JOB: the number that sbatch will give it
   ((${#found[@]})) || die "the job $opt_name has written nothing yet: squeue --me tells why."
   act tail -n 40 "${found[@]}"
   ;;

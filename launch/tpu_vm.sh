@@ -7,7 +7,8 @@
 #   launch/tpu_vm.sh logs | stop | delete --name=N --zone=Z [--slices=S]
 #
 # Each with --dry-run, which prints the commands and calls none. More options: --project=P; for create and run also --runtime=IMAGE,
-# --service-account=A, --network=N, --subnetwork=N; for run --max-restarts=K (3).
+# --service-account=A, --network=N, --subnetwork=N; for run --max-restarts=K (3). `run` wants what `create` was given, because it makes TPUs anew
+# that were taken: without --spot they would be on demand. Of --slices it tells the trainer.
 #
 # `run` ends with 0 when all workers end with 0; with 1 (an error of the program) or 2 (a user's mistake) as soon as one of them does, never tried
 # again, after that worker's last lines; starts all again, K times at most, when one ends with 75 or is killed; and makes the TPUs anew when the
@@ -37,7 +38,6 @@ run) read_options "$request max-restarts=" "$@" ;;
 *) die "usage: launch/tpu_vm.sh create|setup|run|logs|stop|delete --name=N --zone=Z ..., not '$verb' (--help tells more)." ;;
 esac
 required name zone
-check_name "$opt_name"
 check_count slices "${opt_slices:=1}" 1
 if [[ $verb == create || $verb == run ]]; then
   required topology
@@ -62,6 +62,9 @@ if ((opt_slices > 1)); then
   for ((index = 0; index < opt_slices; index++)); do nodes+=("$name-$index"); done
 fi
 removal="launch/tpu_vm.sh delete $mine"
+absent="there is no TPU named $name in $opt_zone: launch/tpu_vm.sh create $mine --topology=${opt_topology:-...} makes it (where there are several \
+slices, all commands want --slices=S)."
+case $verb in setup | logs | stop | delete) absent_words=NOT_FOUND ;; esac # run itself deletes and makes anew
 
 # Queued resources are one way for one slice and several, on demand, spot and reserved.
 create() {
@@ -197,7 +200,7 @@ recreate() {
   case $state in
   taken) ;;
   ready) return 1 ;;
-  deleted) die "there is no $name in $opt_zone: launch/tpu_vm.sh create $mine --topology=$opt_topology makes it." ;;
+  deleted) die "$absent" ;;
   *)
     die "the platform gave no clear state for $name for $((SECONDS - began)) s: gcloud compute tpus tpu-vm describe ${nodes[0]} ${where[*]} asks it, \
 and $removal removes all."
@@ -288,7 +291,7 @@ run) if [[ -n $opt_dry_run ]]; then show_run; else run; fi ;;
 logs | stop)
   word="tail last 40"
   [[ $verb == logs ]] || word="stop last TERM"
-  on_workers "$on_vm $word" || die "could not reach $name: $(words_of "$scratch/words")."
+  on_workers "$on_vm $word" || { say_absent && die "could not reach $name: $(words_of "$scratch/words")."; }
   [[ -n $opt_dry_run ]] || cat "$scratch/said"
   ;;
 esac

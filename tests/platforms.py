@@ -89,6 +89,7 @@ class Platform:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
         path = f"{self.folder / 'bin'}:{changes.pop('PATH', '/usr/bin:/bin')}"
         speed = {"PAUSE": "0.05", "POLL": "1", "TAKEN_SECONDS": "1", "YIELD_SECONDS": "0", "GRACE": "5", "BUSY_SECONDS": "0", "DEVICES": "/nowhere"}
+        speed |= {"CHECKER": ""}  # where this is a project that is installed, the trainer would be asked by each launcher
         return kept | speed | {"PATH": path, "STUBS": str(self.folder), "TMPDIR": str(self.folder / "tmp")} | changes
 
     def start(self, script: str | pathlib.Path, *words: str, **changes: str) -> subprocess.Popen[str]:
@@ -218,13 +219,13 @@ def gcloud(stubs: pathlib.Path, words: list[str]) -> int:
     if verb == "describe" and node.exists():
         print(state)
         return 0
-    if verb == "scp":
+    if verb == "scp" and node.exists():
         for home in homes_of(node):
             shutil.copy(name, home)
         return 0
     if state != "READY" or (stubs / "unreachable").exists():
         (stubs / "unreachable").unlink(missing_ok=True)
-        print(f"ERROR: (gcloud.compute.tpus.tpu-vm.{verb}) {state}: no connection to '{name}'", file=sys.stderr)
+        print(f"ERROR: (gcloud.compute.tpus.tpu-vm.{verb}) {state}: no connection to '{node.name}'", file=sys.stderr)
         return 1
     return max(run_on(homes_of(node), option(words, "command")))
 

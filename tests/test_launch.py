@@ -16,6 +16,7 @@ import pytest
 from tests.forked import ROOT
 
 LAUNCHER = ROOT / "launch" / "local_multihost.sh"
+FLAGS = ["--config=configs/demo.py", "--workdir=runs/b c"]
 # Ends with the codes that the file named after its number lists, one a life; the port is real Python's to find.
 STUB = """#!/bin/bash
 if [[ $1 == -c ]]; then exec {python} "$@"; fi
@@ -48,8 +49,8 @@ def begin(folder: pathlib.Path, lives: list[list[object]], *options: str, grace:
     stub.chmod(0o755)
     for index, codes in enumerate(lives):
         (folder / str(index)).write_text("".join(f"{code}\n" for code in codes))
-    environment = os.environ | {"PYTHON": str(stub), "GRACE": str(grace)}
-    with started(*options, str(len(lives)), "--a=b c", "--d", env=environment, **streams) as launcher:
+    environment = os.environ | {"PYTHON": str(stub), "GRACE": str(grace), "CHECKER": ""}
+    with started(*options, str(len(lives)), *FLAGS, env=environment, **streams) as launcher:
         yield launcher
 
 
@@ -64,14 +65,15 @@ def test_all_end_well(tmp_path: pathlib.Path) -> None:
     ended = launch(tmp_path, [[0], [0]])
     assert ended.returncode == 0
     for index in range(2):
-        assert re.search(rf"\[{index}\] {index} of 2 at localhost:\d+: -m cdcd_jax.train --a=b c --d\n", ended.stdout), ended.stdout
+        assert re.search(rf"\[{index}\] {index} of 2 at localhost:\d+: -m cdcd_jax.train {' '.join(FLAGS)}\n", ended.stdout), ended.stdout
     ports = re.findall(r"localhost:(\d+)", ended.stdout)
     assert ports[0] == ports[1]
 
 
 def test_dry_run_prints_what_is_started_and_starts_nothing(tmp_path: pathlib.Path) -> None:
     nothing = os.environ | {"PYTHON": "/nowhere"}  # also before the project is installed
-    assert subprocess.run([str(LAUNCHER), "--dry-run", "2"], env=nothing, capture_output=True, text=True, check=False).returncode == 0
+    shown = subprocess.run([str(LAUNCHER), "2", "--dry-run", *FLAGS], env=nothing, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0 and shown.stdout.count("/nowhere -m cdcd_jax.train --config") == 2
     ended = launch(tmp_path, [[0, 0], [0, 0]], "--dry-run")
     assert ended.returncode == 0 and not ended.stderr and (tmp_path / "0").read_text() == "0\n0\n"
     commands = [line for line in ended.stdout.splitlines() if not line.startswith("#")]
@@ -112,7 +114,8 @@ def test_it_says_by_which_signal_a_process_ended(tmp_path: pathlib.Path) -> None
 
 def test_help_is_what_the_file_begins_with() -> None:
     ended = subprocess.run([str(LAUNCHER), "--help"], capture_output=True, text=True, timeout=20, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "") and "launch/local_multihost.sh [--max-restarts=K] [--dry-run] N ARGS..." in ended.stdout
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "launch/local_multihost.sh [--max-restarts=K] [--dry-run] N --config=C --workdir=W ..." in ended.stdout
     assert "#" not in ended.stdout and "set -" not in ended.stdout
 
 
@@ -164,8 +167,13 @@ def test_one_that_does_not_end_with_the_others_is_killed(tmp_path: pathlib.Path)
         (["--max-restart=2", "2"], "unknown option --max-restart=2"),
         (["-n", "2"], "unknown option -n"),
         (["--max-restarts=x", "2"], "--max-restarts=x must be a whole number"),
+        (["2", "--max-restarts=x"], "--max-restarts=x must be a whole number"),
+        (["--dry-run", "2"], "the trainer needs --config and --workdir"),
+        (["2", "--dry-run", "--config=configs/dmo.py"], "the config file configs/dmo.py does not exist in "),
+        (["--dry-run", "2", *FLAGS, "--config.train.batch_size=0"], "config key 'train.batch_size' must be above 0, not 0."),
     ],
 )
 def test_mistakes(arguments: list[str], said: str) -> None:
-    ended = subprocess.run([str(LAUNCHER), *arguments], capture_output=True, text=True, timeout=20, check=False)
+    environment = os.environ | {"PYTHON": sys.executable}
+    ended = subprocess.run([str(LAUNCHER), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20, check=False)
     assert ended.returncode == 2 and said in ended.stderr and ended.stderr.count("\n") == 1

@@ -1,6 +1,7 @@
 """The launchers against what the platforms document: options, the JobSet API, what it decides on an exit code, and the page for newcomers."""
 
 import re
+import runpy
 import shlex
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models
 
+from cdcd_jax.config import UserError, from_dict
+from cdcd_jax.parallel import mesh
 from tests.platforms import ROOT, Platform
 
 # Options of the commands that are called, as `gcloud help` (528), `xpk --help` (1.16), `kubectl help` (1.32), `docker help` (28) and Slurm's manual
@@ -22,6 +25,9 @@ DOCUMENTED = {
     "gcloud compute tpus tpu-vm describe": f"{WIDE} zone",
     "gcloud compute tpus tpu-vm scp": f"{WIDE} zone worker recurse compress dry-run internal-ip plain scp-flag ssh-key-file",
     "gcloud compute tpus tpu-vm ssh": f"{WIDE} zone worker command output-directory dry-run internal-ip plain ssh-flag ssh-key-file",
+    "gcloud container node-pools create": f"{WIDE} cluster location node-locations machine-type tpu-topology num-nodes spot scopes service-account "
+    "placement-type reservation reservation-affinity workload-metadata",
+    "gcloud storage buckets add-iam-policy-binding": f"{WIDE} member role condition",
     "xpk cluster create": "cluster zone project tpu-type device-type num-slices on-demand spot reservation flex quiet dry-run",
     "xpk cluster delete": "cluster zone project quiet force dry-run",
     "xpk workload list": "cluster zone project filter-by-job filter-by-status wait-for-job-completion timeout quiet",
@@ -41,7 +47,7 @@ DOCUMENTED = {
     "sbatch": "job-name chdir output nodes ntasks-per-node gpus-per-node cpus-per-task time partition account qos requeue open-mode signal",
     "srun": "kill-on-bad-exit wait output error",
 }
-NAMED = "--name=a --zone=z --project=p --slices=2"
+NAMED = "--name=a --zone=us-a1-b --project=p --slices=2"
 FLAGS = "-- --config=configs/demo.py --workdir=gs://b/r"
 EVERY = [
     f"tpu_vm.sh create {NAMED} --topology=v6e:16x16 --spot --runtime=r --service-account=s --network=n --subnetwork=m",
@@ -50,18 +56,18 @@ EVERY = [
     f"tpu_vm.sh logs {NAMED}",
     f"tpu_vm.sh stop {NAMED}",
     f"tpu_vm.sh delete {NAMED}",
-    "gke/xpk.sh create --cluster=c --zone=z --project=p --topology=v5e:4x4 --slices=2 --reservation=r",
-    f"gke/xpk.sh run --name=a --cluster=c --zone=z --topology=v5e:4x4 --image=i {FLAGS}",
-    "gke/xpk.sh logs --name=a --cluster=c --zone=z",
-    "gke/xpk.sh delete --name=a --cluster=c --zone=z",
-    "gke/xpk.sh delete-cluster --cluster=c --zone=z",
+    "gke/xpk.sh create --cluster=c --zone=us-a1-b --project=p --topology=v5e:4x4 --slices=2 --reservation=r",
+    f"gke/xpk.sh run --name=a --cluster=c --zone=us-a1-b --topology=v5e:4x4 --image=r/i:1 {FLAGS}",
+    "gke/xpk.sh logs --name=a --cluster=c --zone=us-a1-b",
+    "gke/xpk.sh delete --name=a --cluster=c --zone=us-a1-b",
+    "gke/xpk.sh delete-cluster --cluster=c --zone=us-a1-b",
     "gke/jobset.sh setup",
-    f"gke/jobset.sh run --name=a --topology=v5e:4x4 --image=i {FLAGS}",
+    f"gke/jobset.sh run --name=a --topology=v5e:4x4 --image=r/i:1 {FLAGS}",
     "gke/jobset.sh logs --name=a --namespace=n",
     "gke/jobset.sh delete --name=a",
     f"slurm.sh run --name=a --nodes=2 --gpus=8 --time=1:00 --partition=p --account=a --qos=q --cpus=4 {FLAGS}",
     "slurm.sh delete --name=a",
-    "image.sh --image=i --accelerator=cuda13",
+    "image.sh --image=r/i:1 --accelerator=cuda13",
 ]
 
 
@@ -167,9 +173,10 @@ def test_jobset_manifest_is_the_published_apis(platform: Platform, options: str)
     made = manifest(platform, options)
     check(made, JOBSET)
     job = made["spec"]["replicatedJobs"][0]
+    flags = FLAGS.split()[1:] + ["--config.mesh.slices=2"] * bool(options)
     pod = job["template"]["spec"]["template"]["spec"]
     assert (job["replicas"], job["template"]["spec"]["parallelism"], job["template"]["spec"]["completions"]) == (2 if options else 1, 16, 16)
-    assert pod["containers"][0]["args"] == FLAGS.split()[1:] and pod["containers"][0]["resources"] == {"limits": {"google.com/tpu": 4}}
+    assert pod["containers"][0]["args"] == flags and pod["containers"][0]["resources"] == {"limits": {"google.com/tpu": 4}}
     spot = {"cloud.google.com/gke-spot": "true"} if options else {}
     chips = {"cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice", "cloud.google.com/gke-tpu-topology": "4x4x4"}
     assert pod["nodeSelector"] == chips | spot and pod.get("serviceAccountName") == ("s" if options else None)
@@ -246,6 +253,23 @@ def test_the_page_takes_a_newcomer_there_in_three_commands(platform: Platform) -
         assert len(first) <= 3 and " run " in first[-1] and "--config=configs/demo.py" in first[-1], title
         for line in "".join(blocks).splitlines():
             assert dry_run(platform, line.removeprefix("launch/")), line
+
+
+def test_the_page_names_options_that_gcloud_documents() -> None:
+    commands = re.findall(r"`(gcloud (?:container|storage)[^`]*--[^`]*)`", (ROOT / "docs" / "LAUNCH.md").read_text())
+    assert len(commands) == 2
+    for command in commands:
+        known = next(options for name, options in DOCUMENTED.items() if command.startswith(name + " "))
+        assert set(re.findall(" --([a-z-]+)", command.replace("\n", " "))) <= set(known.split()), command
+
+
+def test_the_demo_fits_the_chips_that_the_page_names() -> None:
+    config = runpy.run_path(str(ROOT / "configs" / "demo.py"))["get_config"]()
+    assert [mesh.sizes(from_dict(config), chips)[0] for chips in (4, 8, 16)] == [4, 8, 16]
+    with pytest.raises(UserError, match="take 32 or 64"):
+        mesh.sizes(from_dict(config), 32)
+    config.train.batch_size = 64
+    assert mesh.sizes(from_dict(config), 32) == (32, 1, 1)
 
 
 def test_every_launcher_has_help(platform: Platform) -> None:

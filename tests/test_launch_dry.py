@@ -9,10 +9,10 @@ import pytest
 
 from tests.platforms import COMMANDS, ROOT, Platform, wait_until
 
-VM = "--name=a --zone=z --slices=2"
+VM = "--name=a --zone=us-a1-b --slices=2"
 TPU = f"{VM} --topology=v5e:4x4 --spot"
 FLAGS = "-- --config=configs/demo.py --workdir=gs://b/r"
-CLUSTER = "--cluster=c --zone=z"
+CLUSTER = "--cluster=c --zone=us-a1-b"
 JOB = f"--name=a --topology=v5e:4x4 --image=r/i:1 {FLAGS}"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.platforms import ROOT, Platform, wait_until
 
-VM = ["--name=a", "--zone=z"]
+VM = ["--name=a", "--zone=us-a1-b"]
 TPU = [*VM, "--topology=v5e:4x4"]
 TRAINER = ["--", "--config=configs/demo.py", "--workdir=gs://b/runs/a"]
 
@@ -23,8 +23,8 @@ def test_tpu_vm_from_nothing_to_a_finished_job_in_three_commands(platform: Platf
     assert platform.run("launch/tpu_vm.sh", "setup", *VM, "--slices=2")[0] == 0
     code, out, err = platform.run("launch/tpu_vm.sh", "run", *several, *TRAINER, MEGASCALE_NUM_SLICES="3", JAX_PROCESS_ID="1")
     assert code == 0 and "starting all workers again (1 of at most 3 times)" in err
-    assert err.endswith("the TPUs are still there: launch/tpu_vm.sh delete --name=a --zone=z --slices=2 removes them\n")
-    assert f"[a-0-w-0] life of a-0-w-0: -u -m cdcd_jax.train {' '.join(TRAINER[1:])} --config.hosts.meet_seconds=1800\n" in out
+    assert err.endswith("the TPUs are still there: launch/tpu_vm.sh delete --name=a --zone=us-a1-b --slices=2 removes them\n")
+    assert f"[a-0-w-0] life of a-0-w-0: -u -m cdcd_jax.train {' '.join(TRAINER[1:])} --config.mesh.slices=2 --config.hosts.meet_seconds=1800\n" in out
     assert platform.run("launch/tpu_vm.sh", "logs", *VM, "--slices=2")[1].count("Error: the last line of it") == 4
     assert platform.run("launch/tpu_vm.sh", "delete", *VM, "--slices=2")[0] == 0
     assert not (platform.folder / "vms").exists()
@@ -50,7 +50,7 @@ RULES = [
     (["taken 0", "hang 0"], ["--max-restarts=0"], 0, "the platform took a: making it anew (this does not count as a restart)"),
     (["lost", "0"], [], 0, "which the platform calls ready: what runs there goes on"),
     (["hang 0", "75 0"], [], 0, "1 of 2 workers did not end within 1 s of the others: killed."),
-    (["deleted", "hang"], [], 2, "there is no a in z: launch/tpu_vm.sh create --name=a --zone=z --topology=v5e:4x4 makes it."),
+    (["deleted", "hang"], [], 2, "there is no TPU named a in us-a1-b: launch/tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x4 makes it ("),
 ]
 
 
@@ -83,7 +83,7 @@ def test_tpu_vm_goes_on_without_its_terminal_and_stops_on_request(
     first.kill()
     first.communicate()
     code, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER, "--config.train.seed=1")
-    assert code == 2 and "another job runs on a: launch/tpu_vm.sh logs --name=a --zone=z shows it, and stop ends it." in err
+    assert code == 2 and "another job runs on a: launch/tpu_vm.sh logs --name=a --zone=us-a1-b shows it, and stop ends it." in err
     second = platform.start("launch/tpu_vm.sh", "run", *TPU, *TRAINER)
     assert second.stderr and "this job runs on a already: watching it." in second.stderr.readline()
     kill(second.pid, number)
@@ -173,13 +173,13 @@ def test_tpu_vm_says_how_to_end_what_it_cannot_reach(platform: Platform) -> None
     platform.answer("gcloud compute tpus tpu-vm ssh", (255, "", "Permission denied (publickey).\n"))
     code, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER, FIRST_PATIENCE="1")
     assert code == 2 and "nothing" not in err and err.splitlines()[-1].startswith("error: no contact with a for 1 s (Permission denied (publickey))")
-    assert "launch/tpu_vm.sh stop --name=a --zone=z ends it, and launch/tpu_vm.sh delete --name=a --zone=z removes all." in err
+    assert "launch/tpu_vm.sh stop --name=a --zone=us-a1-b ends it, and launch/tpu_vm.sh delete --name=a --zone=us-a1-b removes all." in err
 
 
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("bash: cdcd_jax/launch/on_vm.sh: No such file or directory", "a has not been set up: launch/tpu_vm.sh setup --name=a --zone=z"),
+        ("bash: cdcd_jax/launch/on_vm.sh: No such file or directory", "a has not been set up: launch/tpu_vm.sh setup --name=a --zone=us-a1-b"),
         ('Load key "/.ssh/k": No such file or directory', 'no contact with a for 0 s (Load key "/.ssh/k": No such file or directory), '),
     ],
 )
@@ -195,7 +195,7 @@ def test_tpu_vm_does_not_wait_for_a_request_that_was_deleted(platform: Platform)
     platform.answer("gcloud compute tpus queued-resources describe", (0, "WAITING_FOR_RESOURCES\t\n", ""), (1, "", "ERROR: no route\n"), gone)
     code, _, err = platform.run("launch/tpu_vm.sh", "create", *TPU)
     assert code == 2 and "no answer about a (no route): asking again." in err
-    assert err.endswith("error: the request for a in z is gone: somebody deleted it (NOT_FOUND: Resource 'a' was not found).\n"), err
+    assert err.endswith("error: the request for a in us-a1-b is gone: somebody deleted it (NOT_FOUND: Resource 'a' was not found).\n"), err
 
 
 def test_a_call_that_is_ended_before_it_began_takes_nothing_along(platform: Platform) -> None:
@@ -211,7 +211,7 @@ def test_a_call_that_is_ended_before_it_began_takes_nothing_along(platform: Plat
     [
         (
             "ALREADY_EXISTS: Resource 'a' already exists",
-            "the name is taken: choose another, or remove that one with: launch/tpu_vm.sh delete --name=a --zone=z.",
+            "the name is taken: choose another, or remove that one with: launch/tpu_vm.sh delete --name=a --zone=us-a1-b.",
         ),
         (
             "RESOURCE_EXHAUSTED: Quota limit 'TPUV6EPreemptiblePerProjectPerRegionForTPUAPI' has been exceeded.\nLimit: 0 in region us-east5.",
@@ -225,14 +225,21 @@ def test_tpu_vm_says_a_refusal_in_the_platforms_words(platform: Platform, answer
     platform.answer("gcloud compute tpus queued-resources create", (1, "", f"ERROR: (gcloud.compute.tpus.queued-resources.create) {answer}\n"))
     code, _, err = platform.run("launch/tpu_vm.sh", "create", *TPU)
     assert code == 2 and err.count("\n") == 1
-    assert err.startswith(f"error: could not ask for a in z: {answer.split('.')[0]}") and err.rstrip("\n").endswith(said)
+    assert err.startswith(f"error: could not ask for a in us-a1-b: {answer.split('.')[0]}") and err.rstrip("\n").endswith(said)
+
+
+@pytest.mark.parametrize("verb", ["setup", "logs", "stop", "delete"])
+def test_tpu_vm_says_that_there_is_no_such_tpu(platform: Platform, verb: str) -> None:
+    code, _, err = platform.run("launch/tpu_vm.sh", verb, *VM)
+    assert code == 2 and err.count("\n") == 1
+    assert err.startswith("error: there is no TPU named a in us-a1-b: launch/tpu_vm.sh create --name=a --zone=us-a1-b --topology=... makes it (where")
 
 
 def test_tpu_vm_does_not_wait_for_an_account(platform: Platform) -> None:
     words = "You do not currently have an active account selected.\nPlease run:\n\n  $ gcloud auth login\n"
     platform.answer("gcloud compute tpus queued-resources describe", (1, "", f"ERROR: (gcloud.compute.tpus.queued-resources.describe) {words}"))
     code, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER)
-    assert code == 2 and err.startswith("error: could not ask for a in z: You do not currently have an active account") and err.count("\n") == 1
+    assert code == 2 and err.startswith("error: could not ask for a in us-a1-b: You do not currently have an active account") and err.count("\n") == 1
     assert err.endswith("; log in: gcloud auth login.\n") and len(platform.calls()) == 1
 
 
@@ -241,5 +248,5 @@ def test_tpu_vm_says_how_to_remove_a_request_that_failed(platform: Platform) -> 
     platform.answer("gcloud compute tpus queued-resources describe", (0, "WAITING_FOR_RESOURCES\t\n", ""), (0, f"FAILED\t{words}\n", ""))
     code, _, err = platform.run("launch/tpu_vm.sh", "create", *TPU)
     assert code == 2 and "a: WAITING_FOR_RESOURCES" in err
-    assert f"a was not made in z (FAILED: {words}); ask for quota" in err
-    assert err.endswith("remove the request with launch/tpu_vm.sh delete --name=a --zone=z.\n")
+    assert f"a was not made in us-a1-b (FAILED: {words}); ask for quota" in err
+    assert err.endswith("remove the request with launch/tpu_vm.sh delete --name=a --zone=us-a1-b.\n")

@@ -75,9 +75,16 @@ follow() {
   exit "$code"
 }
 
+# For what asks about a job or ends it, but makes none.
+expect_job() {
+  absent="there is no job named $opt_name on this cluster, or it has no pods yet: run makes one."
+  absent_words='NotFound.*jobset|^No resources found'
+}
+
 show_logs() {
   try_to "read the logs of $opt_name" "$removal" kubectl logs --selector="jobset.sigs.k8s.io/jobset-name=$opt_name" \
     --namespace="${opt_namespace:-default}" --tail=40 --prefix --max-log-requests=1000
+  [[ -n $opt_dry_run ]] || say_absent # kubectl calls that no failure
 }
 
 delete_job() {

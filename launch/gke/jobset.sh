@@ -6,8 +6,8 @@
 #   launch/gke/jobset.sh logs | delete --name=N
 #
 # Each with --dry-run, which prints the manifest and the commands, and calls none. The cluster needs a node pool of that topology for each slice, and
-# the image comes from launch/image.sh. More options: --namespace=S (default); for run --slices=S, --spot, --service-account=A (that may write to the
-# bucket), --max-restarts=K (3).
+# the image comes from launch/image.sh. More options: --namespace=S (default); for run --slices=S, --spot, --service-account=A (the pods' in
+# Kubernetes; who writes to the bucket, docs/LAUNCH.md tells), --max-restarts=K (3). Of --slices the trainer is told.
 #
 # Kubernetes starts the job again, K times at most, when a pod ends with 75 or is killed; a pre-emption does not count; any other code ends the job.
 # `run` watches, and ends with the job's code after the last lines of the pod that failed; Ctrl-C ends only the watching, with 130.
@@ -33,11 +33,12 @@ only_run_takes_flags "$verb"
 removal="launch/gke/jobset.sh delete --name=${opt_name-}${opt_namespace:+ --namespace=$opt_namespace}"
 if [[ $verb != setup ]]; then
   required name
-  check_name "$opt_name"
+  [[ $verb == run ]] || expect_job
 fi
 if [[ $verb == run ]]; then
   required topology image
   check_count slices "${opt_slices:=1}" 1
+  check service-account '^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$' "the name of one of Kubernetes in that namespace, and not Google's address"
   check_count max-restarts "${opt_max_restarts:=3}" 0
   check_trainer_flags gs://
   on_gke

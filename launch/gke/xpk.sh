@@ -7,7 +7,7 @@
 #   launch/gke/xpk.sh delete-cluster --cluster=C --zone=Z
 #
 # Each with --dry-run, which prints the commands and calls none. The image comes from launch/image.sh. More options: --project=P; for run --slices=S,
-# --max-restarts=K (20).
+# --max-restarts=K (20). Of --slices the trainer is told.
 #
 # Kubernetes starts the job again, K times at most, when a pod ends with 75, is killed or is pre-empted (xpk counts all of these); any other code ends
 # the job. `run` watches, and ends with the job's code after the last lines of the pod that failed; Ctrl-C ends only
@@ -39,7 +39,7 @@ cluster="--cluster=$opt_cluster --zone=$opt_zone${opt_project:+ --project=$opt_p
 removal="launch/gke/xpk.sh delete --name=${opt_name-} $cluster"
 if [[ $verb == run || $verb == logs || $verb == delete ]]; then
   required name
-  check_name "$opt_name"
+  [[ $verb == run ]] || expect_job
 fi
 if [[ $verb == run || $verb == create ]]; then
   required topology
