@@ -33,6 +33,7 @@ UNTOLD = (
     "0 to N - 1"
 )
 ELSEWHERE = "--workdir=runs/NAME, gs://BUCKET/runs/NAME or s3://BUCKET/runs/NAME"
+TEXT = "--config.data.source=PATH, a text file, a quoted glob or a prepared folder"
 BUSY = "ps -eo pid,user,args | grep '[p]ython' shows who may have them, and kill PID ends it"
 NEEDS = {"tfds": "tensorflow_datasets", "hf": "datasets"}  # what names of data sets need
 
@@ -190,7 +191,7 @@ def writable(workdir: str) -> Finding:
             folder = folder.parent
         there = str(folder)
         if not files.in_bucket(folder) and not folder.is_dir():
-            return Finding("workdir", False, f"{folder} is no folder", shlex.join(["mv", str(folder), f"{folder}.old"]))
+            return Finding("workdir", False, f"{folder} is no folder", ELSEWHERE)
         probe = folder / f".doctor-{secrets.token_hex(4)}"
         files.write_whole(probe, "well")
         try:
@@ -198,9 +199,9 @@ def writable(workdir: str) -> Finding:
         finally:
             probe.unlink()
     except (UserError, TryAgain) as error:
-        return Finding("workdir", False, _plain(error), _opening(workdir, there, error))
+        return Finding("workdir", False, _plain(error), _opening(workdir, there, error, ELSEWHERE))
     except files.failures() as error:
-        return Finding("workdir", False, f"{workdir} cannot be written and read ({files.reason(error)})", _opening(workdir, there, error))
+        return Finding("workdir", False, f"{workdir} cannot be written and read ({files.reason(error)})", _opening(workdir, there, error, ELSEWHERE))
     if back != "well":
         return Finding("workdir", False, f"{probe} reads back as something else", ELSEWHERE)
     return Finding("workdir", True, f"{place} can be written")
@@ -211,14 +212,13 @@ def _plain(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _opening(name: str, there: str, error: Exception) -> str:
-    """The command that lets this account write or read at a place, of which so much is there."""
+def _opening(name: str, there: str, error: Exception, elsewhere: str) -> str:
+    """What lets this account write or read at a place, of which so much is there, or another place: nothing of others is taken, moved or removed."""
     if files.in_bucket(name):
         return _opening_bucket("/".join(name.split("/")[:3]), error)
-    cause = error.__cause__ or error
-    if "://" in name or not isinstance(cause, PermissionError):
-        return ELSEWHERE
-    return f'sudo chown "$USER" {shlex.quote(there)}'
+    if "://" in name or not isinstance(error.__cause__ or error, PermissionError):
+        return elsewhere
+    return f"{elsewhere}; or ask its owner, whom ls -ld {shlex.quote(there)} shows"
 
 
 def _opening_bucket(bucket: str, error: Exception) -> str:
@@ -292,7 +292,7 @@ def text(config: Config, given: Sequence[str] = ()) -> Finding:
     except (UserError, TryAgain) as error:
         return Finding("data", False, _plain(error), _mending(source, given, error))
     except files.failures() as error:
-        return Finding("data", False, f"{source!r} cannot be read ({files.reason(error)})", _opening(source, source, error))
+        return Finding("data", False, f"{source!r} cannot be read ({files.reason(error)})", _opening(source, source, error, TEXT))
     return Finding("data", True, f"{source} is there")
 
 
@@ -302,8 +302,7 @@ def _mending(source: str, given: Sequence[str], error: Exception) -> str:
         return flag[0]
     if "is not finished" in str(error):
         return _prepare([*(flag for flag in given if not flag.startswith("--config.data.source=")), "--config.data.source=TEXT"], source)
-    opening = _opening(source, source, error)
-    return "--config.data.source=PATH, a text file, a quoted glob or a prepared folder" if opening == ELSEWHERE else opening
+    return _opening(source, source, error, TEXT)
 
 
 def _prepare(given: Sequence[str], output: str = "") -> str:
