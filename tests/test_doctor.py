@@ -208,6 +208,8 @@ def test_a_prepared_folder_must_be_whole_and_fit_the_config(tmp_path: pathlib.Pa
     "workdir, said, mend",
     [
         ("ftp://host/run", "is no place for files", checkup.ELSEWHERE),
+        ("", "is no place for files", checkup.ELSEWHERE),
+        ("gs://", "'gs://' names no bucket: write gs://bucket/folder.", checkup.ELSEWHERE),
         ("FOLDER/a file", "is no folder", checkup.ELSEWHERE),
         ("FOLDER/a file/run", "is no folder", checkup.ELSEWHERE),
         ("/sys/no such/run", "cannot be written (Permission denied)", f"{checkup.ELSEWHERE}; or ask its owner, whom ls -ld /sys shows"),

@@ -49,11 +49,11 @@ def in_bucket(path: epath.PathLike) -> bool:
 def locate(name: epath.PathLike) -> epath.Path:
     """The path of a file or folder, `~` expanded. It need not exist, but a bucket must.
 
-    Raises UserError, naming the bucket, if it does not exist or refuses, if its package is not installed, and for any other kind of address;
+    Raises UserError, naming the bucket, if it does not exist or refuses, if its package is not installed, for any other kind of address, and for none;
     TryAgain if it does not answer in time, or answers that it cannot just now.
     """
     scheme, mark, rest = str(name).partition("://")
-    if not mark:
+    if scheme and not mark:
         kind, colon, place = scheme.partition(":")
         if colon and kind in PACKAGES:
             raise UserError(f"{str(name)!r} is no place for files: did you mean {kind}://{place.lstrip('/')}?")

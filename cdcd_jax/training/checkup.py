@@ -214,8 +214,9 @@ def _plain(error: Exception) -> str:
 
 def _opening(name: str, there: str, error: Exception, elsewhere: str) -> str:
     """What lets this account write or read at a place, of which so much is there, or another place: nothing of others is taken, moved or removed."""
-    if files.in_bucket(name):
-        return _opening_bucket("/".join(name.split("/")[:3]), error)
+    bucket = "/".join(name.split("/")[:3])
+    if files.in_bucket(name) and not bucket.endswith("/"):  # gs:// names none
+        return _opening_bucket(bucket, error)
     if "://" in name or not isinstance(error.__cause__ or error, PermissionError):
         return elsewhere
     return f"{elsewhere}; or ask its owner, whom ls -ld {shlex.quote(there)} shows"

@@ -39,7 +39,7 @@ def test_locate_knows_a_bucket_from_a_folder(asked: list[str], monkeypatch: pyte
     assert [files.in_bucket(name) for name in ("gs://a/b", epath.Path("s3://a/b"), "runs/gs", "/gs/a")] == [True, True, False, False]
 
 
-@pytest.mark.parametrize("name", ["az://a/b", "file:///tmp/x", "http://a/b", "GS://a/b"])
+@pytest.mark.parametrize("name", ["az://a/b", "file:///tmp/x", "http://a/b", "GS://a/b", ""])
 def test_an_address_of_another_kind_is_refused(name: str, asked: list[str]) -> None:
     with pytest.raises(UserError, match=f"'{name}' is no place for files: name a path on disk, gs://bucket/folder or s3://bucket/folder."):
         files.locate(name)
