@@ -103,9 +103,11 @@ def test_the_mesh_counts_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"mesh.fsdp": 3}, "--config.mesh.fsdp=-1"),
         ({"train.batch_size": 20}, "--config.train.batch_size=16"),
-        ({"train.batch_size": 20, "mesh.tensor": 3}, "--config.train.batch_size=16 --config.mesh.fsdp=-1 --config.mesh.tensor=1"),
+        ({"train.batch_size": 20, "mesh.tensor": 3}, "--config.train.batch_size=16 --config.mesh.tensor=1"),
         ({"train.batch_size": 2, "train.accumulation_steps": 1}, "--config.train.batch_size=8"),
-        ({"mesh.data": 4, "mesh.slices": 3}, "--config.mesh.data=-1 --config.mesh.fsdp=-1 --config.mesh.slices=1"),
+        ({"mesh.data": 4, "mesh.slices": 3}, "--config.mesh.data=-1 --config.mesh.slices=1"),
+        ({"mesh.data": 2}, "--config.mesh.data=-1"),
+        ({"mesh.tensor": 16}, "--config.mesh.tensor=1"),
     ],
 )
 def test_the_flags_that_mend_a_mesh_do(changes: dict[str, Any], mend: str) -> None:

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 from etils import epath
 from jax._src import hardware_utils  # what hardware there is has no public name
 
-from cdcd_jax.config import Config, HostsConfig, TryAgain, UserError, check, sentence
+from cdcd_jax.config import Config, HostsConfig, TryAgain, UserError, sentence
 from cdcd_jax.data import files, hub, places, prepared, spans
 from cdcd_jax.parallel import job, rollcall
 from cdcd_jax.parallel.mesh import AXES, sizes
-from cdcd_jax.training.planning import Changes, changed_config, flags, vocabulary
+from cdcd_jax.training.planning import Changes, changed_config, divides, flags, vocabulary
 from cdcd_jax.training.state import init_state
 
 SECONDS = 60.0  # for the devices to answer
@@ -136,25 +136,18 @@ def mesh(config: Config, local: int) -> Finding:
 
 
 def _dividing(config: Config, count: int) -> str:
-    """Flags with which mesh and batch divide that many devices, or, if none of those tried do, in words; what need not change is left as it is."""
+    """Flags with which mesh and batch divide that many devices, or, if none of those tried do, in words."""
     t = config.train
     unit = math.lcm(count * t.accumulation_steps, 2 * t.accumulation_steps if t.self_conditioning else 1)
     batch: Changes = {"train.batch_size": max(1, round(t.batch_size / unit)) * unit}
-    free: Changes = {"mesh.data": -1, "mesh.fsdp": -1, "mesh.tensor": 1}
-    tried = (batch, free, free | batch, free | batch | {"mesh.slices": 1})
-    found = next((changes for changes in tried if _divides(changed_config(config, changes), count)), None)
+    free: Changes = {"mesh.slices": 1, "mesh.fsdp": -1, "mesh.data": -1, "mesh.tensor": 1}
+    found = next((changes for changes in (free | batch, free) if divides(changed_config(config, changes), count)), None)
     if found is None:
         return f"choose mesh.data, mesh.fsdp and mesh.tensor whose product is {count}, and a train.batch_size that {unit} divides"
+    for key in free | batch:  # what need not change is left as it is
+        fewer = {name: value for name, value in found.items() if name != key}
+        found = fewer if divides(changed_config(config, fewer), count) else found
     return " ".join(flags(config, found))
-
-
-def _divides(config: Config, count: int) -> bool:
-    try:
-        check(config)
-        sizes(config, count)
-    except UserError:
-        return False
-    return True
 
 
 def coordinator() -> Finding:

@@ -256,8 +256,10 @@ def _candidates(config: Config, topology: Topology) -> Iterator[Changes]:
                         changes = {key: value for key, value in changes.items() if value != _value(config, key)}
                         if "mesh.fsdp" in changes and fsdp == now[1] and m.fsdp == -1:
                             del changes["mesh.fsdp"]
-                        if changes and _possible(changed_config(config, changes), topology.count):
-                            yield changes
+                        if changes and divides(changed_config(config, changes), topology.count):
+                            # Self-conditioning runs half the rows of a part: only where each device has as many of them.
+                            if batch % (topology.count // tensor * parts * (2 if t.self_conditioning else 1)) == 0:
+                                yield changes
 
 
 def _value(config: Config, key: str) -> Any:
@@ -265,15 +267,14 @@ def _value(config: Config, key: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
-def _possible(config: Config, count: int) -> bool:
-    """Whether a run can have this config, on that many devices, with rows for each of them."""
+def divides(config: Config, count: int) -> bool:
+    """Whether a run can have this config on that many devices: whether what a start checks holds."""
     try:
         check(config)
-        data, fsdp, _ = sizes(config, count)
+        sizes(config, count)
     except UserError:
         return False
-    pairs = 2 if config.train.self_conditioning else 1
-    return config.train.batch_size % (data * fsdp * config.train.accumulation_steps * pairs) == 0
+    return True
 
 
 def flags(config: Config, changes: Changes) -> tuple[str, ...]:
