@@ -230,18 +230,36 @@ def test_a_text_that_cannot_be_opened_is_answered_with_another_text() -> None:
 
 
 def test_what_cannot_be_looked_at_is_a_line_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A place of another kind has no disk; JAX asserts where a platform is not here; who the processes are is not asked of a platform."""
+    """A place of another kind has no disk; who the processes are is not asked of a platform."""
     for workdir in ("az://b/x", "ftp://b/x", "gs://b/x"):
         assert checkup.disk(workdir, tiny.config()).good
-    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    monkeypatch.setattr(checkup.jax, "local_devices", lambda: (_ for _ in ()).throw(AssertionError()))
-    found, _ = checkup.devices()
-    assert (found.good, found.said) == (False, "JAX here has no cuda") and found.mend.startswith("unset JAX_PLATFORMS, which is cuda, ")
     monkeypatch.setenv("CDCD_MULTIHOST", "1")
     assert checkup.coordinator().said.endswith("it was not asked")
     monkeypatch.setenv("CDCD_MULTIHOST", "yes")
     found = checkup.coordinator()
     assert not found.good and found.said.startswith("CDCD_MULTIHOST=yes must be 1") and found.mend.startswith("unset JAX_COORDINATOR_ADDRESS ")
+
+
+@pytest.mark.parametrize(
+    "asked, error, said, mend",
+    [
+        ("cuda", AssertionError(), "JAX here has no cuda", "unset JAX_PLATFORMS, which is cuda, for what is here"),
+        ("tpu", RuntimeError("NOT_FOUND: No device found."), "NOT_FOUND: No device found.", "unset JAX_PLATFORMS, which is tpu, for what is here"),
+        ("tpu", RuntimeError("ABORTED: The TPU is already in use by process with pid 7."), "with pid 7.", f"{checkup.HOLDERS}, and kill PID ends it"),
+        ("", RuntimeError("UNAVAILABLE: no TPU"), "no TPU", "export JAX_PLATFORMS=cpu"),
+    ],
+)
+def test_devices_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, asked: str, error: Exception, said: str, mend: str) -> None:
+    """A process is to be ended only where one holds them. JAX asserts where a platform is not here."""
+
+    def fails() -> list[jax.Device]:
+        raise error
+
+    monkeypatch.setenv("JAX_PLATFORMS", asked)
+    monkeypatch.setattr(checkup.jax, "local_devices", fails)
+    found, there = checkup.devices()
+    assert not found.good and there is None and said in found.said and found.mend.startswith(mend)
+    assert ("kill" in found.mend) == ("in use" in found.said)
 
 
 def test_a_bucket_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ UNTOLD = (
 )
 ELSEWHERE = "--workdir=runs/NAME, gs://BUCKET/runs/NAME or s3://BUCKET/runs/NAME"
 TEXT = "--config.data.source=PATH, a text file, a quoted glob or a prepared folder"
-BUSY = "ps -eo pid,user,args | grep '[p]ython' shows who may have them, and kill PID ends it"
+HOLDERS = "sudo lsof -w /dev/accel* /dev/vfio/* /dev/nvidia* shows who holds them"
 NEEDS = {"tfds": "tensorflow_datasets", "hf": "datasets"}  # what names of data sets need
 
 
@@ -98,12 +98,14 @@ def devices() -> tuple[Finding, list[jax.Device] | None]:
     thread.start()
     thread.join(SECONDS)
     if not answer:
-        mend = f"{BUSY}; or, on a TPU slice of several hosts, run this on all of them at once"
+        mend = f"{HOLDERS}; or, on a TPU slice of several hosts, run this on all of them at once"
         return Finding("devices", False, f"they did not answer within {SECONDS:.0f} s", mend), None
     found = answer[0]
     if isinstance(found, Exception):
         asked = os.environ.get("JAX_PLATFORMS")
-        mend = f"unset JAX_PLATFORMS, which is {asked}, for what is here; or {BUSY}" if asked else f"{BUSY}; or export JAX_PLATFORMS=cpu"
+        mend = f"unset JAX_PLATFORMS, which is {asked}, for what is here" if asked else "export JAX_PLATFORMS=cpu, for the CPU alone"
+        if re.search(r"\b(in use|busy)\b", str(found)):
+            mend = f"{HOLDERS}, and kill PID ends it, if it is yours"
         return Finding("devices", False, sentence(found)[:300] if str(found) else f"JAX here has no {asked}", mend), None
     memory = [stats["bytes_limit"] for device in found if (stats := device.memory_stats()) and "bytes_limit" in stats]
     each = f", {min(memory) / 2**30:.1f} GiB each" if memory else ""
