@@ -152,7 +152,7 @@ def test_the_checkpoints_have_the_tokenizers_vocabulary(
         assert found.good == (free > need) and ("if the vocabulary has 5,000 tokens" in found.said) == supposed
 
 
-PATH = "--config.data.source=PATH, a text file, a quoted glob or a prepared folder"
+PATH = "--config.data.source=PATH, a text file, a quoted glob, or a folder that python -m cdcd_jax.prepare makes (docs/DATA.md)"
 PREPARE = (
     "python -m cdcd_jax.prepare --config=configs/paper_base.py --output=prepared/paper_base; "
     "then train with --config.data.source=prepared/paper_base"

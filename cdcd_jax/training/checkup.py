@@ -33,7 +33,7 @@ UNTOLD = (
     "0 to N - 1"
 )
 ELSEWHERE = "--workdir=runs/NAME, gs://BUCKET/runs/NAME or s3://BUCKET/runs/NAME"
-TEXT = "--config.data.source=PATH, a text file, a quoted glob or a prepared folder"
+TEXT = "--config.data.source=PATH, a text file, a quoted glob, or a folder that python -m cdcd_jax.prepare makes (docs/DATA.md)"
 HOLDERS = "sudo lsof -w /dev/accel* /dev/vfio/* /dev/nvidia* shows who holds them"
 NEEDS = {"tfds": "tensorflow_datasets", "hf": "datasets"}  # what names of data sets need
 
