@@ -159,6 +159,29 @@ def reading(what: object) -> Iterator[None]:
         raise failed(error, f"{what} cannot be read: {reason(error)}.") from error
 
 
+def nearest(path: epath.Path) -> epath.Path:
+    """Of a path on disk what is there already: itself, or the nearest of the folders above it. Of one in a bucket, where nothing has to be, itself."""
+    while not in_bucket(path) and not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def output(name: str, ending: str) -> epath.Path:
+    """The path of a file that will be written when long work is done. That it can be is tried now: an empty file is made and removed beside it.
+
+    Its folder may be missing; that is then tried in what there is above it. Raises UserError for a name without that ending, for a folder, and as
+    `locate` and `writing` do.
+    """
+    path = locate(name)
+    with writing(path):
+        if not path.name.endswith(ending) or kind(path) == "directory":
+            raise UserError(f"{name!r} is no name for the file that will be written: take another, that ends in {ending}.")
+        probe = nearest(path.parent) / f"{partial_name(path.name)}{secrets.token_hex(4)}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    return path
+
+
 def write_whole(path: epath.Path, content: str | bytes) -> None:
     """Writes a file, whose folder is made if missing, so that a reader sees the old content or the new, never a part.
 

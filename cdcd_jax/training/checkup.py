@@ -181,9 +181,8 @@ def writable(workdir: str) -> Finding:
     """Whether a file can be made, read and removed in the workdir, or, before there is one, in the folder where it would be made."""
     there = workdir
     try:
-        place = folder = files.locate(workdir)
-        while not files.in_bucket(folder) and not folder.exists() and folder != folder.parent:
-            folder = folder.parent
+        place = files.locate(workdir)
+        folder = files.nearest(place)
         there = str(folder)
         if not files.in_bucket(folder) and not folder.is_dir():
             return Finding("workdir", False, f"{folder} is no folder", ELSEWHERE)
@@ -235,9 +234,7 @@ def _opening_bucket(bucket: str, error: Exception) -> str:
 def disk(workdir: str | None, config: Config | None) -> Finding:
     """Whether the disk holds the checkpoints that are kept, and one that is being written."""
     there = workdir is None or "://" in workdir
-    folder = epath.Path("." if there or workdir is None else workdir).expanduser()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
+    folder = files.nearest(epath.Path("." if there or workdir is None else workdir).expanduser())
     free = shutil.disk_usage(folder).free
     said = f"{free / 2**30:.1f} GiB free on the disk of {folder.resolve()}"
     if config is None or there:

@@ -57,6 +57,27 @@ def test_an_address_without_a_bucket_is_refused(asked: list[str]) -> None:
     assert not asked
 
 
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("plan.txt", "no name for the file that will be written: take another, that ends in .json."),
+        ("folder.json", "no name for the file"),
+        ("file/plan.json", "file/plan.json cannot be written (Not a directory)."),
+        ("", "'' is no place for files"),
+        ("plan.json", ""),
+        ("new/folder/plan.json", ""),
+    ],
+)
+def test_what_will_be_written_is_tried_before(name: str, said: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves nothing behind, no folder either."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=re.escape(said)) if said else contextlib.nullcontext():
+        assert str(files.output(name, ".json")) == name
+    assert {path.name for path in tmp_path.rglob("*")} == {"folder.json", "file"}
+
+
 @pytest.mark.parametrize("scheme, package", files.PACKAGES.items())
 def test_a_missing_package_is_named_with_what_mends_it(scheme: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
