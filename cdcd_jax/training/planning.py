@@ -137,6 +137,16 @@ def memory_note(topology: Topology) -> tuple[str, ...]:
     )
 
 
+def _nodes_note(topology: Topology, slices: int) -> tuple[str, ...]:
+    """What is assumed between several nodes of GPUs."""
+    nodes = topology.count // topology.chip.node
+    if nodes < 2:
+        return ()
+    crossed = "the data axis alone runs between slices" if slices > 1 else f"any axis may run between them, with {nodes} the data axis alone"
+    speed = f"{topology.chip.network_bandwidth / 1e9:.0f} GB/s a GPU between them"
+    return (f"{nodes} nodes of {topology.chip.node} GPUs, {speed}; with --config.mesh.slices={slices} {crossed}",)
+
+
 def _measure(config: Config, topology: Topology, vocab_size: int, say: Say) -> Plan:
     """The plan without advice."""
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))
@@ -169,7 +179,7 @@ def _measure(config: Config, topology: Topology, vocab_size: int, say: Say) -> P
     elif topology.sides:
         notes = (f"not compiled: the estimate alone is more than {HOPELESS} times the memory of a chip",)
     else:
-        notes = ("estimated, not compiled", *memory_note(topology))
+        notes = ("estimated, not compiled", *memory_note(topology), *_nodes_note(topology, config.mesh.slices))
     work = flops.train_step(config, vocab_size)
     bound = roofline(topology, work.total, moved, sent, axis_bandwidths(topology, mesh))
     tokens = config.train.batch_size * config.data.sequence_length

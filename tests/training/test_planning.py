@@ -190,6 +190,20 @@ def test_on_gpus_the_plan_is_an_estimate() -> None:
     assert followed.fits and followed.memory.peak == pytest.approx(found.advised_peak)
 
 
+def test_a_plan_for_several_nodes_says_what_runs_between_them() -> None:
+    """As many slices as nodes keep FSDP within a node; one node has nothing to be said."""
+    for name, slices, said, fsdp in (
+        ("h200x8", 1, "", 8),
+        ("h200x16", 1, "2 nodes of 8 GPUs, 50 GB/s a GPU between them; with --config.mesh.slices=1 any axis may run between them, with 2 ", 16),
+        ("h200x16", 2, "2 nodes of 8 GPUs, 50 GB/s a GPU between them; with --config.mesh.slices=2 the data axis alone runs between slices", 8),
+    ):
+        config = planning.changed_config(read("paper_large"), {"mesh.slices": slices, "model.remat": "full"})
+        found = planning.plan(config, topology.parse(f"gpu:{name}"), 32_000)
+        notes = [note for note in found.notes if " nodes of " in note]
+        assert len(notes) == bool(said) and all(note.startswith(said) for note in notes)
+        assert found.mesh["fsdp"] == fsdp and bool(found.roofline.links) == (fsdp == 8)
+
+
 @pytest.mark.parametrize("tokenizer, alphabet, size", [("sentencepiece", "text", 1024), ("byte", "text", 256), ("char", "27", 27)])
 def test_the_vocabulary_that_a_config_tells_of(tokenizer: str, alphabet: str, size: int) -> None:
     assert planning.vocabulary(small(data__tokenizer=tokenizer, data__alphabet=alphabet)) == size
