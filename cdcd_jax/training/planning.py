@@ -76,8 +76,8 @@ class Plan:
 
     @property
     def mfu(self) -> int | float:
-        """The bound on the share of the chips' peak that goes into what the method asks for."""
-        return self.flops.model / (self.roofline.seconds * self.chips * self.topology.chip.flops)
+        """The bound on the share of the chips' peak that goes into what the method asks for: at most 1, of shares that are, however they are rounded."""
+        return self.flops.model / self.flops.total * (self.roofline.compute / self.roofline.seconds)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of plan's JSON (docs/DESIGN.md, 15)."""

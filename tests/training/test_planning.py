@@ -1,5 +1,6 @@
 """A plan against the program that it is made from: compiled for TPUs where libtpu is installed, on a machine that has none."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -17,6 +18,8 @@ import rich.console
 from cdcd_jax.config import Config, UserError
 from cdcd_jax.evaluation import planning as sampling
 from cdcd_jax.parallel import topology
+from cdcd_jax.parallel.flops import Flops
+from cdcd_jax.parallel.roofline import roofline
 from cdcd_jax.reporting import plans
 from cdcd_jax.training import compiling, planning
 from tests import tiny
@@ -173,8 +176,13 @@ def test_one_chip_samples(capsys: pytest.CaptureFixture[str]) -> None:
     assert found.mfu == pytest.approx(found.flops.model / found.roofline.seconds / found.topology.chip.flops)
     plans.show(found, rich.console.Console(width=150))
     shown = capsys.readouterr().out
+    slowest = found.roofline.slowest
+    assert f"bound by {slowest}" in shown and f"{slowest} {getattr(found.roofline, slowest) * 1e3:.3g}" in shown  # one word for one thing
     assert "of a batch of samples on one chip" in shown and "of which each samples for itself" in shown
     assert not any(word in shown for word in ("all chips", "gradients", "optimiser", "collective", "computed again"))
+    for work in range(1, 100):  # nothing but products, at the chip's peak: not a bit more, however the shares are rounded
+        bound = roofline(dataclasses.replace(found.topology, count=1), work / 7, 0, [], {})
+        assert dataclasses.replace(found, flops=Flops(work / 7, 0.0, 0.0), roofline=bound).mfu == 1
     wider = planning.changed_config(read("scale_7b"), {"model.num_layers": 70})
     found = sampling.plan(wider, topology.parse("gpu:h100x8"), 32_000)
     assert not found.fits and found.advice == ("--topology=gpu:h200x8",)
