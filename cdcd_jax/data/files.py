@@ -49,7 +49,7 @@ def in_bucket(path: epath.PathLike) -> bool:
 def locate(name: epath.PathLike) -> epath.Path:
     """The path of a file or folder, `~` expanded. It need not exist, but a bucket must.
 
-    Raises UserError, naming the bucket, if it does not exist or refuses, if its package is not installed, for any other kind of address, and for none;
+    Raises UserError, naming the bucket, if it does not exist or refuses, if its package is not installed, for another kind of address, and for none;
     TryAgain if it does not answer in time, or answers that it cannot just now.
     """
     scheme, mark, rest = str(name).partition("://")
@@ -160,7 +160,7 @@ def reading(what: object) -> Iterator[None]:
 
 
 def nearest(path: epath.Path) -> epath.Path:
-    """Of a path on disk what is there already: itself, or the nearest of the folders above it. Of one in a bucket, where nothing has to be, itself."""
+    """Of a path on disk what is there already: itself, or the nearest of the folders above it. Of one in a bucket, where none need be, itself."""
     while not in_bucket(path) and not path.exists() and path != path.parent:
         path = path.parent
     return path

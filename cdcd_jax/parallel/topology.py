@@ -48,7 +48,7 @@ def parse(name: str) -> Topology:
     if found is None:
         if near := re.fullmatch(rf"(?:([1-9][0-9]*)x)?(?:gpu:?)?({'|'.join(GPUS)})(?:x([1-9][0-9]*))?", name):  # 2xgpu:h200x8, gpu:h200
             count = int(near[1] or 1) * int(near[3] or GPUS[near[2]].node)
-            raise UserError(f"unknown topology {name!r}: GPUs are named by their number over all nodes, as in gpu:{near[2]}x{count}; known are {KNOWN}.")
+            raise UserError(f"unknown topology {name!r}: GPUs are named by their number on all nodes: gpu:{near[2]}x{count}; known are {KNOWN}.")
         raise UserError(f"unknown topology {name!r}: known are {KNOWN}.")
     slices, kind, shape = int(found[1] or 1), found[2], found[3]
     if kind not in TPUS:

@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def mfu(self) -> int | float:
-        """The bound on the share of the chips' peak that goes into what the method asks for: at most 1, of shares that are, however they are rounded."""
+        """The bound on the share of the chips' peak that goes into what the method asks for: a product of two shares, so never above 1."""
         return self.flops.model / self.flops.total * (self.roofline.compute / self.roofline.seconds)
 
     def as_dict(self) -> dict[str, Any]:

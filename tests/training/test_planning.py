@@ -243,7 +243,7 @@ def test_the_compilers_words_for_too_large(words: str, needed: float | None) -> 
     [
         (["--topology=w9:8x8"], "names an unknown chip (known: v4, v5e, v5p, v6e); known topologies: v5e:16x16"),
         (["--topology=gpu:h100x8", "--config.mesh.fsdp=3"], "mesh.fsdp x mesh.tensor must divide 8, so it may be 1, 2, 4 or 8, not 3."),
-        (["--topology=gpu:h100x8", "--output=plan.txt"], "'plan.txt' is no name for the file that will be written: take another, that ends in .json."),
+        (["--topology=gpu:h100x8", "--output=plan.txt"], "'plan.txt' is no name for the file that will be written: take another, that ends in"),
         ([], "the flag --topology is required."),
     ],
 )
