@@ -28,12 +28,13 @@ flags.mark_flags_as_required(["config", "topology"])
 def main() -> int:
     jax.config.update("jax_platforms", "cpu")  # whatever this machine has is not what is planned for
     config, hardware = from_dict(CONFIG.value), topology.parse(TOPOLOGY.value or "")
+    output = None if OUTPUT.value is None else files.output(OUTPUT.value, ".json")
     vocab_size = VOCAB_SIZE.value or planning.vocabulary(config)
     say = functools.partial(print, file=sys.stderr, flush=True)  # what is compiled, before it is
     plan = (planning.plan if JOB.value == "train" else sampling.plan)(config, hardware, vocab_size, say)
     plans.show(plan, Console())
-    if OUTPUT.value:
-        files.write_whole(files.locate(OUTPUT.value), json.dumps(plan.as_dict(), indent=2) + "\n")
+    if output is not None:
+        files.write_whole(output, json.dumps(plan.as_dict(), indent=2) + "\n")
     return 0 if plan.fits else 1
 
 

@@ -34,13 +34,15 @@ def main() -> int:
     }
     settings = {name: value for name, value in flags_given.items() if value is not None}
     where: dict[str, Any] = {"prompt": PROMPT.value, "template": TEMPLATE.value, "seed": SEED.value}
+    output = None if OUTPUT.value is None else files.output(OUTPUT.value, ".jsonl")
+    trajectory = None if TRAJECTORY.value is None else files.output(TRAJECTORY.value, ".json")
     run = load_run(WORKDIR.value)
     samples = run.sample(NUM_SAMPLES.value, **where, **settings)
     name = "template_samples" if TEMPLATE.value is not None else "prompt_samples" if PROMPT.value is not None else "samples"
-    path = files.locate(OUTPUT.value) if OUTPUT.value else run.workdir / "samples" / f"{name}.jsonl"
+    path = output or run.workdir / "samples" / f"{name}.jsonl"
     files.write_whole(path, "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples))
-    if TRAJECTORY.value:
-        files.write_whole(files.locate(TRAJECTORY.value), json.dumps(run.trajectory(**where, **settings), ensure_ascii=False))
+    if trajectory:
+        files.write_whole(trajectory, json.dumps(run.trajectory(**where, **settings), ensure_ascii=False))
     for sample in samples:
         print(sample.text, end="\n\n")
     number = f"{len(samples)} sample{'s' if len(samples) > 1 else ''}"

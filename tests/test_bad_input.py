@@ -210,6 +210,8 @@ CASES: dict[str, Case] = {
     "sample: blank of words": (lambda p: p.sample("--template=a [two] cat"), "the blank '[two]' of the template is no whole number of tokens"),
     "sample: half a bracket": (lambda p: p.sample("--template=a [2 cat"), "has a bracket without its end; write [[ for a bracket."),
     "sample: output": (lambda p: p.sample("--num_samples=1", f"--output={p.corpus}/x.jsonl"), "x.jsonl cannot be written ("),
+    "sample: output's name": (lambda p: p.sample("--output=x.json"), "'x.json' is no name for the file that will be written: take another"),
+    "sample: no name": (lambda p: p.sample("--trajectory="), "'' is no place for files"),
     # Scoring
     "evaluate: unknown metric": (lambda p: p.evaluate("--metrics=nll,entrpy"), "unknown metric 'entrpy' (did you mean \"entropy\"?)."),
     "evaluate: no metric": (lambda p: p.evaluate("--metrics="), "--metrics names no metric (known: entropy, nll)."),

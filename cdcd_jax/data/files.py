@@ -49,11 +49,11 @@ def in_bucket(path: epath.PathLike) -> bool:
 def locate(name: epath.PathLike) -> epath.Path:
     """The path of a file or folder, `~` expanded. It need not exist, but a bucket must.
 
-    Raises UserError, naming the bucket, if it does not exist or refuses, if its package is not installed, and for any other kind of address;
+    Raises UserError, naming the bucket, if it does not exist or refuses, if its package is not installed, for another kind of address, and for none;
     TryAgain if it does not answer in time, or answers that it cannot just now.
     """
     scheme, mark, rest = str(name).partition("://")
-    if not mark:
+    if scheme and not mark:
         kind, colon, place = scheme.partition(":")
         if colon and kind in PACKAGES:
             raise UserError(f"{str(name)!r} is no place for files: did you mean {kind}://{place.lstrip('/')}?")
@@ -157,6 +157,29 @@ def reading(what: object) -> Iterator[None]:
         yield
     except failures() as error:
         raise failed(error, f"{what} cannot be read: {reason(error)}.") from error
+
+
+def nearest(path: epath.Path) -> epath.Path:
+    """Of a path on disk what is there already: itself, or the nearest of the folders above it. Of one in a bucket, where none need be, itself."""
+    while not in_bucket(path) and not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def output(name: str, ending: str) -> epath.Path:
+    """The path of a file that will be written when long work is done. That it can be is tried now: an empty file is made and removed beside it.
+
+    Its folder may be missing; that is then tried in what there is above it. Raises UserError for a name without that ending, for a folder, and as
+    `locate` and `writing` do.
+    """
+    path = locate(name)
+    with writing(path):
+        if not path.name.endswith(ending) or kind(path) == "directory":
+            raise UserError(f"{name!r} is no name for the file that will be written: take another, that ends in {ending}.")
+        probe = nearest(path.parent) / f"{partial_name(path.name)}{secrets.token_hex(4)}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    return path
 
 
 def write_whole(path: epath.Path, content: str | bytes) -> None:

@@ -25,10 +25,14 @@ class Roofline:
         return max(self.compute, self.hbm, self.links, self.network)
 
     @property
+    def slowest(self) -> str:
+        """ "compute", "hbm", "links" or "network", whichever needs longest."""
+        return max(("compute", "hbm", "links", "network"), key=lambda name: getattr(self, name))
+
+    @property
     def bound_by(self) -> str:
-        """ "compute", "hbm" or "network", whichever needs longest."""
-        slowest = max(("compute", "hbm", "links", "network"), key=lambda name: getattr(self, name))
-        return "network" if slowest == "links" else slowest
+        """The same in plan's JSON, which has one word for what is sent: "compute", "hbm" or "network"."""
+        return "network" if self.slowest == "links" else self.slowest
 
 
 def roofline(topology: Topology, flops: int | float, hbm_bytes: int | float, sent: Sequence[Collective], bandwidths: dict[str, float]) -> Roofline:

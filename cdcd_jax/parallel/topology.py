@@ -46,6 +46,9 @@ def parse(name: str) -> Topology:
         return Topology(name, GPUS[gpus[1]], 1, (), count)
     found = re.fullmatch(r"(?:([1-9][0-9]*)x)?([a-z][a-z0-9]*):([0-9]+(?:x[0-9]+)*)", name)
     if found is None:
+        if near := re.fullmatch(rf"(?:([1-9][0-9]*)x)?(?:gpu:?)?({'|'.join(GPUS)})(?:x([1-9][0-9]*))?", name):  # 2xgpu:h200x8, gpu:h200
+            count = int(near[1] or 1) * int(near[3] or GPUS[near[2]].node)
+            raise UserError(f"unknown topology {name!r}: GPUs are named by their number on all nodes: gpu:{near[2]}x{count}; known are {KNOWN}.")
         raise UserError(f"unknown topology {name!r}: known are {KNOWN}.")
     slices, kind, shape = int(found[1] or 1), found[2], found[3]
     if kind not in TPUS:

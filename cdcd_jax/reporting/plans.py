@@ -22,8 +22,8 @@ def show(plan: Plan, console: Console) -> None:
         ("activations", _bytes(m.activations), f"{'gradients and ' if training else ''}everything else that a {step} holds"),
         ("peak", _bytes(m.peak), f"{m.peak / m.hbm:.0%} of the chip's: {'fits' if plan.fits else 'DOES NOT FIT'}"),
         ("operations", f"{plan.flops.total:.3g}", f"of a {step} on {chips}{again}"),
-        ("time", f"{r.seconds * 1e3:.3g} ms", f"of a {step}, at least; bound by {r.bound_by}"),
-        ("", "", f"compute {r.compute * 1e3:.3g}, memory {r.hbm * 1e3:.3g}, links {r.links * 1e3:.3g}, network {r.network * 1e3:.3g} ms"),
+        ("time", f"{r.seconds * 1e3:.3g} ms", f"of a {step}, at least; bound by {r.slowest}"),
+        ("", "", f"compute {r.compute * 1e3:.3g}, hbm {r.hbm * 1e3:.3g}, links {r.links * 1e3:.3g}, network {r.network * 1e3:.3g} ms"),
         ("speed", f"{plan.tokens / r.seconds:,.0f} tokens/s", f"of {chips}, at most; MFU at most {plan.mfu:.0%}"),
     ]
     table = Table(box=None, pad_edge=False, show_header=False)

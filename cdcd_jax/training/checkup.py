@@ -19,11 +19,11 @@ import jax.numpy as jnp
 from etils import epath
 from jax._src import hardware_utils  # what hardware there is has no public name
 
-from cdcd_jax.config import Config, HostsConfig, TryAgain, UserError, check, sentence
+from cdcd_jax.config import Config, HostsConfig, TryAgain, UserError, sentence
 from cdcd_jax.data import files, hub, places, prepared, spans
 from cdcd_jax.parallel import job, rollcall
 from cdcd_jax.parallel.mesh import AXES, sizes
-from cdcd_jax.training.planning import Changes, changed_config, flags, vocabulary
+from cdcd_jax.training.planning import Changes, changed_config, divides, flags, vocabulary
 from cdcd_jax.training.state import init_state
 
 SECONDS = 60.0  # for the devices to answer
@@ -33,7 +33,8 @@ UNTOLD = (
     "0 to N - 1"
 )
 ELSEWHERE = "--workdir=runs/NAME, gs://BUCKET/runs/NAME or s3://BUCKET/runs/NAME"
-BUSY = "ps -eo pid,user,args | grep '[p]ython' shows who may have them, and kill PID ends it"
+TEXT = "--config.data.source=PATH, a text file, a quoted glob, or a folder that python -m cdcd_jax.prepare makes (docs/DATA.md)"
+HOLDERS = "sudo lsof -w /dev/accel* /dev/vfio/* /dev/nvidia* shows who holds them"
 NEEDS = {"tfds": "tensorflow_datasets", "hf": "datasets"}  # what names of data sets need
 
 
@@ -97,12 +98,14 @@ def devices() -> tuple[Finding, list[jax.Device] | None]:
     thread.start()
     thread.join(SECONDS)
     if not answer:
-        mend = f"{BUSY}; or, on a TPU slice of several hosts, run this on all of them at once"
+        mend = f"{HOLDERS}; or, on a TPU slice of several hosts, run this on all of them at once"
         return Finding("devices", False, f"they did not answer within {SECONDS:.0f} s", mend), None
     found = answer[0]
     if isinstance(found, Exception):
         asked = os.environ.get("JAX_PLATFORMS")
-        mend = f"unset JAX_PLATFORMS, which is {asked}, for what is here; or {BUSY}" if asked else f"{BUSY}; or export JAX_PLATFORMS=cpu"
+        mend = f"unset JAX_PLATFORMS, which is {asked}, for what is here" if asked else "export JAX_PLATFORMS=cpu, for the CPU alone"
+        if re.search(r"\b(in use|busy)\b", str(found)):
+            mend = f"{HOLDERS}, and kill PID ends it, if it is yours"
         return Finding("devices", False, sentence(found)[:300] if str(found) else f"JAX here has no {asked}", mend), None
     memory = [stats["bytes_limit"] for device in found if (stats := device.memory_stats()) and "bytes_limit" in stats]
     each = f", {min(memory) / 2**30:.1f} GiB each" if memory else ""
@@ -135,25 +138,18 @@ def mesh(config: Config, local: int) -> Finding:
 
 
 def _dividing(config: Config, count: int) -> str:
-    """Flags with which mesh and batch divide that many devices, or, if none of those tried do, in words; what need not change is left as it is."""
+    """Flags with which mesh and batch divide that many devices, or, if none of those tried do, in words."""
     t = config.train
     unit = math.lcm(count * t.accumulation_steps, 2 * t.accumulation_steps if t.self_conditioning else 1)
     batch: Changes = {"train.batch_size": max(1, round(t.batch_size / unit)) * unit}
-    free: Changes = {"mesh.data": -1, "mesh.fsdp": -1, "mesh.tensor": 1}
-    tried = (batch, free, free | batch, free | batch | {"mesh.slices": 1})
-    found = next((changes for changes in tried if _divides(changed_config(config, changes), count)), None)
+    free: Changes = {"mesh.slices": 1, "mesh.fsdp": -1, "mesh.data": -1, "mesh.tensor": 1}
+    found = next((changes for changes in (free | batch, free) if divides(changed_config(config, changes), count)), None)
     if found is None:
         return f"choose mesh.data, mesh.fsdp and mesh.tensor whose product is {count}, and a train.batch_size that {unit} divides"
+    for key in free | batch:  # what need not change is left as it is
+        fewer = {name: value for name, value in found.items() if name != key}
+        found = fewer if divides(changed_config(config, fewer), count) else found
     return " ".join(flags(config, found))
-
-
-def _divides(config: Config, count: int) -> bool:
-    try:
-        check(config)
-        sizes(config, count)
-    except UserError:
-        return False
-    return True
 
 
 def coordinator() -> Finding:
@@ -185,12 +181,11 @@ def writable(workdir: str) -> Finding:
     """Whether a file can be made, read and removed in the workdir, or, before there is one, in the folder where it would be made."""
     there = workdir
     try:
-        place = folder = files.locate(workdir)
-        while not files.in_bucket(folder) and not folder.exists() and folder != folder.parent:
-            folder = folder.parent
+        place = files.locate(workdir)
+        folder = files.nearest(place)
         there = str(folder)
         if not files.in_bucket(folder) and not folder.is_dir():
-            return Finding("workdir", False, f"{folder} is no folder", shlex.join(["mv", str(folder), f"{folder}.old"]))
+            return Finding("workdir", False, f"{folder} is no folder", ELSEWHERE)
         probe = folder / f".doctor-{secrets.token_hex(4)}"
         files.write_whole(probe, "well")
         try:
@@ -198,9 +193,9 @@ def writable(workdir: str) -> Finding:
         finally:
             probe.unlink()
     except (UserError, TryAgain) as error:
-        return Finding("workdir", False, _plain(error), _opening(workdir, there, error))
+        return Finding("workdir", False, _plain(error), _opening(workdir, there, error, ELSEWHERE))
     except files.failures() as error:
-        return Finding("workdir", False, f"{workdir} cannot be written and read ({files.reason(error)})", _opening(workdir, there, error))
+        return Finding("workdir", False, f"{workdir} cannot be written and read ({files.reason(error)})", _opening(workdir, there, error, ELSEWHERE))
     if back != "well":
         return Finding("workdir", False, f"{probe} reads back as something else", ELSEWHERE)
     return Finding("workdir", True, f"{place} can be written")
@@ -211,14 +206,14 @@ def _plain(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _opening(name: str, there: str, error: Exception) -> str:
-    """The command that lets this account write or read at a place, of which so much is there."""
-    if files.in_bucket(name):
-        return _opening_bucket("/".join(name.split("/")[:3]), error)
-    cause = error.__cause__ or error
-    if "://" in name or not isinstance(cause, PermissionError):
-        return ELSEWHERE
-    return f'sudo chown "$USER" {shlex.quote(there)}'
+def _opening(name: str, there: str, error: Exception, elsewhere: str) -> str:
+    """What lets this account write or read at a place, of which so much is there, or another place: nothing of others is taken, moved or removed."""
+    bucket = "/".join(name.split("/")[:3])
+    if files.in_bucket(name) and not bucket.endswith("/"):  # gs:// names none
+        return _opening_bucket(bucket, error)
+    if "://" in name or not isinstance(error.__cause__ or error, PermissionError):
+        return elsewhere
+    return f"{elsewhere}; or ask its owner, whom ls -ld {shlex.quote(there)} shows"
 
 
 def _opening_bucket(bucket: str, error: Exception) -> str:
@@ -239,9 +234,7 @@ def _opening_bucket(bucket: str, error: Exception) -> str:
 def disk(workdir: str | None, config: Config | None) -> Finding:
     """Whether the disk holds the checkpoints that are kept, and one that is being written."""
     there = workdir is None or "://" in workdir
-    folder = epath.Path("." if there or workdir is None else workdir).expanduser()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
+    folder = files.nearest(epath.Path("." if there or workdir is None else workdir).expanduser())
     free = shutil.disk_usage(folder).free
     said = f"{free / 2**30:.1f} GiB free on the disk of {folder.resolve()}"
     if config is None or there:
@@ -292,7 +285,7 @@ def text(config: Config, given: Sequence[str] = ()) -> Finding:
     except (UserError, TryAgain) as error:
         return Finding("data", False, _plain(error), _mending(source, given, error))
     except files.failures() as error:
-        return Finding("data", False, f"{source!r} cannot be read ({files.reason(error)})", _opening(source, source, error))
+        return Finding("data", False, f"{source!r} cannot be read ({files.reason(error)})", _opening(source, source, error, TEXT))
     return Finding("data", True, f"{source} is there")
 
 
@@ -302,8 +295,7 @@ def _mending(source: str, given: Sequence[str], error: Exception) -> str:
         return flag[0]
     if "is not finished" in str(error):
         return _prepare([*(flag for flag in given if not flag.startswith("--config.data.source=")), "--config.data.source=TEXT"], source)
-    opening = _opening(source, source, error)
-    return "--config.data.source=PATH, a text file, a quoted glob or a prepared folder" if opening == ELSEWHERE else opening
+    return _opening(source, source, error, TEXT)
 
 
 def _prepare(given: Sequence[str], output: str = "") -> str:

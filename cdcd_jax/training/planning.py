@@ -76,8 +76,8 @@ class Plan:
 
     @property
     def mfu(self) -> int | float:
-        """The bound on the share of the chips' peak that goes into what the method asks for."""
-        return self.flops.model / (self.roofline.seconds * self.chips * self.topology.chip.flops)
+        """The bound on the share of the chips' peak that goes into what the method asks for: a product of two shares, so never above 1."""
+        return self.flops.model / self.flops.total * (self.roofline.compute / self.roofline.seconds)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of plan's JSON (docs/DESIGN.md, 15)."""
@@ -137,6 +137,16 @@ def memory_note(topology: Topology) -> tuple[str, ...]:
     )
 
 
+def _nodes_note(topology: Topology, slices: int) -> tuple[str, ...]:
+    """What is assumed between several nodes of GPUs."""
+    nodes = topology.count // topology.chip.node
+    if nodes < 2:
+        return ()
+    crossed = "the data axis alone runs between slices" if slices > 1 else f"any axis may run between them, with {nodes} the data axis alone"
+    speed = f"{topology.chip.network_bandwidth / 1e9:.0f} GB/s a GPU between them"
+    return (f"{nodes} nodes of {topology.chip.node} GPUs, {speed}; with --config.mesh.slices={slices} {crossed}",)
+
+
 def _measure(config: Config, topology: Topology, vocab_size: int, say: Say) -> Plan:
     """The plan without advice."""
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))
@@ -169,7 +179,7 @@ def _measure(config: Config, topology: Topology, vocab_size: int, say: Say) -> P
     elif topology.sides:
         notes = (f"not compiled: the estimate alone is more than {HOPELESS} times the memory of a chip",)
     else:
-        notes = ("estimated, not compiled", *memory_note(topology))
+        notes = ("estimated, not compiled", *memory_note(topology), *_nodes_note(topology, config.mesh.slices))
     work = flops.train_step(config, vocab_size)
     bound = roofline(topology, work.total, moved, sent, axis_bandwidths(topology, mesh))
     tokens = config.train.batch_size * config.data.sequence_length
@@ -256,8 +266,10 @@ def _candidates(config: Config, topology: Topology) -> Iterator[Changes]:
                         changes = {key: value for key, value in changes.items() if value != _value(config, key)}
                         if "mesh.fsdp" in changes and fsdp == now[1] and m.fsdp == -1:
                             del changes["mesh.fsdp"]
-                        if changes and _possible(changed_config(config, changes), topology.count):
-                            yield changes
+                        if changes and divides(changed_config(config, changes), topology.count):
+                            # Self-conditioning runs half the rows of a part: only where each device has as many of them.
+                            if batch % (topology.count // tensor * parts * (2 if t.self_conditioning else 1)) == 0:
+                                yield changes
 
 
 def _value(config: Config, key: str) -> Any:
@@ -265,15 +277,14 @@ def _value(config: Config, key: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
-def _possible(config: Config, count: int) -> bool:
-    """Whether a run can have this config, on that many devices, with rows for each of them."""
+def divides(config: Config, count: int) -> bool:
+    """Whether a run can have this config on that many devices: whether what a start checks holds."""
     try:
         check(config)
-        data, fsdp, _ = sizes(config, count)
+        sizes(config, count)
     except UserError:
         return False
-    pairs = 2 if config.train.self_conditioning else 1
-    return config.train.batch_size % (data * fsdp * config.train.accumulation_steps * pairs) == 0
+    return True
 
 
 def flags(config: Config, changes: Changes) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ def test_locate_knows_a_bucket_from_a_folder(asked: list[str], monkeypatch: pyte
     assert [files.in_bucket(name) for name in ("gs://a/b", epath.Path("s3://a/b"), "runs/gs", "/gs/a")] == [True, True, False, False]
 
 
-@pytest.mark.parametrize("name", ["az://a/b", "file:///tmp/x", "http://a/b", "GS://a/b"])
+@pytest.mark.parametrize("name", ["az://a/b", "file:///tmp/x", "http://a/b", "GS://a/b", ""])
 def test_an_address_of_another_kind_is_refused(name: str, asked: list[str]) -> None:
     with pytest.raises(UserError, match=f"'{name}' is no place for files: name a path on disk, gs://bucket/folder or s3://bucket/folder."):
         files.locate(name)
@@ -55,6 +55,27 @@ def test_an_address_without_a_bucket_is_refused(asked: list[str]) -> None:
     with pytest.raises(UserError, match="'gs:///run' names no bucket: write gs://bucket/folder."):
         files.locate("gs:///run")
     assert not asked
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("plan.txt", "no name for the file that will be written: take another, that ends in .json."),
+        ("folder.json", "no name for the file"),
+        ("file/plan.json", "file/plan.json cannot be written (Not a directory)."),
+        ("", "'' is no place for files"),
+        ("plan.json", ""),
+        ("new/folder/plan.json", ""),
+    ],
+)
+def test_what_will_be_written_is_tried_before(name: str, said: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves nothing behind, no folder either."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=re.escape(said)) if said else contextlib.nullcontext():
+        assert str(files.output(name, ".json")) == name
+    assert {path.name for path in tmp_path.rglob("*")} == {"folder.json", "file"}
 
 
 @pytest.mark.parametrize("scheme, package", files.PACKAGES.items())

@@ -55,6 +55,9 @@ def test_names(name: str, chip: str, slices: int, sides: tuple[int, ...], count:
         ("v4:4x4x0", "topology 'v4:4x4x0' is no slice of v4"),
         ("v5e:\uff12x\uff12", "unknown topology 'v5e:\uff12x\uff12': known are "),
         ("0xv5e:4x4", "unknown topology '0xv5e:4x4': known are "),
+        ("gpu:h200", "unknown topology 'gpu:h200': GPUs are named by their number on all nodes: gpu:h200x8; known are "),
+        ("2xgpu:h200x8", "unknown topology '2xgpu:h200x8': GPUs are named by their number on all nodes: gpu:h200x16; known are "),
+        ("h100x4", "unknown topology 'h100x4': GPUs are named by their number on all nodes: gpu:h100x4; known are "),
         ("a pod", "unknown topology 'a pod': known are v5e:16x16, "),
         ("", "unknown topology '': known are "),
     ],
@@ -136,15 +139,15 @@ def test_gpus_beyond_a_node_share_its_ports() -> None:
 
 
 @pytest.mark.parametrize(
-    "flops, moved, sent, network, bound",
-    [(1e18, 1e6, 1e3, 0, "compute"), (1e9, 1e12, 1e3, 0, "hbm"), (1e9, 1e6, 1e12, 0, "network"), (1e9, 1e6, 1e3, 1e12, "network")],
+    "flops, moved, sent, network, slowest",
+    [(1e18, 1e6, 1e3, 0, "compute"), (1e9, 1e12, 1e3, 0, "hbm"), (1e9, 1e6, 1e12, 0, "links"), (1e9, 1e6, 1e3, 1e12, "network")],
 )
-def test_the_slowest_binds(flops: float, moved: float, sent: float, network: float, bound: str) -> None:
+def test_the_slowest_binds(flops: float, moved: float, sent: float, network: float, slowest: str) -> None:
     where = topology.parse("v5e:4x4")
     chip = where.chip
     exchanged = [Collective("all-gather", "fsdp", sent, sent, 1), Collective("all-reduce", "data", network, network, 1, network=True)]
     found = roofline(where, flops, moved, exchanged, {"fsdp": chip.link_bandwidth, "network": chip.network_bandwidth})
-    assert found.bound_by == bound
+    assert (found.slowest, found.bound_by) == (slowest, slowest.replace("links", "network"))
     times = (flops / 16 / chip.flops, moved / chip.hbm_bandwidth, sent / chip.link_bandwidth, network / chip.network_bandwidth)
     assert (found.compute, found.hbm, found.links, found.network) == pytest.approx(times)
     assert found.seconds == pytest.approx(max(times))

@@ -1,5 +1,6 @@
 """A plan against the program that it is made from: compiled for TPUs where libtpu is installed, on a machine that has none."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -17,6 +18,8 @@ import rich.console
 from cdcd_jax.config import Config, UserError
 from cdcd_jax.evaluation import planning as sampling
 from cdcd_jax.parallel import topology
+from cdcd_jax.parallel.flops import Flops
+from cdcd_jax.parallel.roofline import roofline
 from cdcd_jax.reporting import plans
 from cdcd_jax.training import compiling, planning
 from tests import tiny
@@ -173,8 +176,13 @@ def test_one_chip_samples(capsys: pytest.CaptureFixture[str]) -> None:
     assert found.mfu == pytest.approx(found.flops.model / found.roofline.seconds / found.topology.chip.flops)
     plans.show(found, rich.console.Console(width=150))
     shown = capsys.readouterr().out
+    slowest = found.roofline.slowest
+    assert f"bound by {slowest}" in shown and f"{slowest} {getattr(found.roofline, slowest) * 1e3:.3g}" in shown  # one word for one thing
     assert "of a batch of samples on one chip" in shown and "of which each samples for itself" in shown
     assert not any(word in shown for word in ("all chips", "gradients", "optimiser", "collective", "computed again"))
+    for work in range(1, 100):  # nothing but products, at the chip's peak: not a bit more, however the shares are rounded
+        bound = roofline(dataclasses.replace(found.topology, count=1), work / 7, 0, [], {})
+        assert dataclasses.replace(found, flops=Flops(work / 7, 0.0, 0.0), roofline=bound).mfu == 1
     wider = planning.changed_config(read("scale_7b"), {"model.num_layers": 70})
     found = sampling.plan(wider, topology.parse("gpu:h100x8"), 32_000)
     assert not found.fits and found.advice == ("--topology=gpu:h200x8",)
@@ -188,6 +196,20 @@ def test_on_gpus_the_plan_is_an_estimate() -> None:
     assert not found.compiled and not found.fits and found.memory.arguments is None and found.mesh["fsdp"] == 8
     followed = planning.plan(follow(read("paper_large"), found.advice), topology.parse("gpu:h100x8"), 32_000)
     assert followed.fits and followed.memory.peak == pytest.approx(found.advised_peak)
+
+
+def test_a_plan_for_several_nodes_says_what_runs_between_them() -> None:
+    """As many slices as nodes keep FSDP within a node; one node has nothing to be said."""
+    for name, slices, said, fsdp in (
+        ("h200x8", 1, "", 8),
+        ("h200x16", 1, "2 nodes of 8 GPUs, 50 GB/s a GPU between them; with --config.mesh.slices=1 any axis may run between them, with 2 ", 16),
+        ("h200x16", 2, "2 nodes of 8 GPUs, 50 GB/s a GPU between them; with --config.mesh.slices=2 the data axis alone runs between slices", 8),
+    ):
+        config = planning.changed_config(read("paper_large"), {"mesh.slices": slices, "model.remat": "full"})
+        found = planning.plan(config, topology.parse(f"gpu:{name}"), 32_000)
+        notes = [note for note in found.notes if " nodes of " in note]
+        assert len(notes) == bool(said) and all(note.startswith(said) for note in notes)
+        assert found.mesh["fsdp"] == fsdp and bool(found.roofline.links) == (fsdp == 8)
 
 
 @pytest.mark.parametrize("tokenizer, alphabet, size", [("sentencepiece", "text", 1024), ("byte", "text", 256), ("char", "27", 27)])
@@ -221,6 +243,7 @@ def test_the_compilers_words_for_too_large(words: str, needed: float | None) -> 
     [
         (["--topology=w9:8x8"], "names an unknown chip (known: v4, v5e, v5p, v6e); known topologies: v5e:16x16"),
         (["--topology=gpu:h100x8", "--config.mesh.fsdp=3"], "mesh.fsdp x mesh.tensor must divide 8, so it may be 1, 2, 4 or 8, not 3."),
+        (["--topology=gpu:h100x8", "--output=plan.txt"], "'plan.txt' is no name for the file that will be written: take another, that ends in"),
         ([], "the flag --topology is required."),
     ],
 )
