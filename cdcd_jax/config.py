@@ -280,6 +280,8 @@ def check(config: Config) -> None:
     for path in ZERO_OR_MORE:
         if not 0 <= _get(config, path) < math.inf:
             raise UserError(f"config key {path!r} must be 0 or more and finite, not {_get(config, path)!r}.")
+    if not config.data.source:
+        raise UserError("config key 'data.source' is empty: it names a text file, a quoted glob, a data set, or the text that comes along, kjv.")
     if config.data.pad_insertion == 1:
         raise UserError(f"config key 'data.pad_insertion' must be below 1, not {config.data.pad_insertion!r}: nothing but PAD would be left.")
     if round(config.train.position_sigma_fraction * config.train.batch_size) == config.train.batch_size:

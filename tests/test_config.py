@@ -76,6 +76,7 @@ def test_a_whole_number_serves_as_a_real_one():
         ("diffusion.sigma_min", 0.0, "above 0, not 0.0"),
         ("data.valid_fraction", 1.5, "[0, 1], not 1.5"),
         ("data.pad_insertion", 1.0, "must be below 1, not 1.0"),
+        ("data.source", "", "is empty: it names a text file"),
         ("optim.b2", -0.1, "[0, 1], not -0.1"),
         ("optim.decay_fraction", float("nan"), "[0, 1], not nan"),
         ("diffusion.sigma_max", 1.0, "exceed sigma_min = 1.0, not 1.0"),

@@ -134,7 +134,7 @@ def test_unknown_names_and_missing_files(tmp_path):
     assert "is a directory" in refused(tmp_path) and "*.txt" in refused(tmp_path)
     (tmp_path / "d.txt").mkdir()
     assert "matches no file" in refused(tmp_path / "*.txt")
-    assert "is a directory" in refused("")
+    assert "is no place" in refused("")
 
 
 def test_files_that_are_no_text(tmp_path, monkeypatch):

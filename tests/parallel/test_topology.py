@@ -79,7 +79,7 @@ def test_every_chip_has_all_its_rates() -> None:
 @pytest.mark.parametrize("chip", sorted(topology.TPUS))
 def test_what_is_launched_can_be_planned(chip: str) -> None:
     """The launchers know fewer shapes: those that follow from Google's name of a size."""
-    command = ["launch/tpu_vm.sh", "create", "--name=a", "--zone=z", f"--topology={chip}:0x0"]
+    command = ["launch/tpu_vm.sh", "create", "--name=a", "--zone=us-a1-b", f"--topology={chip}:0x0"]
     said = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stderr
     shapes = said.partition(f"{chip} has the shapes ")[2].rstrip(".\n").split()
     assert shapes and all(topology.parse(f"{chip}:{shape}").count for shape in shapes)
