@@ -101,7 +101,8 @@ def test_what_does_not_fit_is_told_what_would_make_it_fit() -> None:
     assert not found.fits and not found.compiled and found.memory.peak > found.memory.hbm
     assert found.advice == ("--config.mesh.fsdp=4",)
     compiling = "compiling the train step for v5e:2x2, which may take minutes"
-    assert said == [compiling, "it does not fit; trial 1 of 6 at most: --config.mesh.fsdp=4", compiling]
+    told = [line for line in said if not line.startswith("still compiling")]  # which a busy machine says as well
+    assert told == [compiling, "it does not fit; trial 1 of 6 at most: --config.mesh.fsdp=4", compiling]
     assert found.advised_peak is not None and found.advised_peak <= found.memory.hbm
 
 
