@@ -125,15 +125,24 @@ def test_the_disk_must_hold_the_checkpoints(tmp_path: pathlib.Path, monkeypatch:
     state = jax.eval_shape(lambda: init_state(config, jnp.zeros(config.data.vocab_size)))
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     often = changed_config(config, {"checkpoint.keep_every_steps": 100, "checkpoint.keep_last": 3, "train.num_steps": 1000})
-    for room, asked, mend in (
-        (14, often, ""),
-        (13, often, "--config.checkpoint.keep_last=1"),
-        (5, often, "--config.checkpoint.keep_last=1 --config.checkpoint.keep_every_steps=0"),
-        (1, often, f"{checkup.ELSEWHERE}; df -h shows the disks"),
+    for room, lying, mend in (
+        (14, 0, ""),
+        (13, 0, "--config.checkpoint.keep_last=1"),
+        (5, 0, "--config.checkpoint.keep_last=1 --config.checkpoint.keep_every_steps=0"),
+        (1, 0, f"{checkup.ELSEWHERE}; df -h shows the disks"),
+        (10, 4, ""),  # of a run that goes on, those that it has are paid for
+        (9, 4, "--config.checkpoint.keep_last=1"),
+        (1, 13, ""),  # the oldest goes when the next is there
+        (1, 14, ""),
+        (0, 14, f"{checkup.ELSEWHERE}; df -h shows the disks"),
     ):
+        workdir = tmp_path / f"{room} {lying}"
+        for step in range(lying):
+            (workdir / "checkpoints" / str(step)).mkdir(parents=True)
         monkeypatch.setattr(checkup.shutil, "disk_usage", lambda _, room=room: types.SimpleNamespace(free=room * one + 1))
-        found = checkup.disk(str(tmp_path / "run"), asked)
-        assert (found.good, found.mend) == (not mend, mend)
+        found = checkup.disk(str(workdir), often)
+        assert (found.good, found.mend) == (not mend, mend), (room, lying)
+        assert (f"{lying} of them lie there" in found.said) == bool(lying)
 
 
 @pytest.mark.parametrize(

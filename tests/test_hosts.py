@@ -139,6 +139,7 @@ def test_the_launcher_goes_on_after_a_kill(folder: pathlib.Path, two: Job, door_
             os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)  # the last one started
             assert launcher.wait(PATIENCE) == 0, said.read_text()
     assert "starting all 2 again (1 of at most 2 times)" in said.read_text(), said.read_text()
+    assert "Traceback" not in said.read_text(), said.read_text()  # another's end is no error of the program
     np.testing.assert_array_equal(losses(job), losses(two))
     assert job.lines()[-1]["wall_seconds"]["lost"] > 0
     assert job.lines("telemetry.jsonl")[-1] == two.lines("telemetry.jsonl")[-1]

@@ -49,7 +49,7 @@ def sizes(config: Config, count: int) -> tuple[int, int, int]:
     if data * rest != count:
         raise UserError(f"{wrong}: with this mesh.fsdp and mesh.tensor, mesh.data must be {count // rest}, or -1 for what is left.")
     if data % m.slices:
-        raise UserError(f"{wrong}: no other axis runs between slices, so mesh.slices must divide mesh.data = {data}, and may be {_divisors(data)}.")
+        raise UserError(f"{wrong}: no other axis runs between slices, so mesh.data must be a multiple of mesh.slices, or mesh.slices {_divisors(data)}.")
     shards, parts = data * fsdp, t.accumulation_steps
     if t.batch_size % (shards * parts):
         unit = math.lcm(shards * parts, 2 * parts if t.self_conditioning else parts)

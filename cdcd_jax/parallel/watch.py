@@ -80,12 +80,13 @@ class Watch:
             failure = hosts.failure_of_another()
             if failure is not None:
                 failure.follow()
-            told = "".join(traceback.format_exception(error))
+            broken = isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in BROKEN)
+            told = "" if broken else "".join(traceback.format_exception(error))  # where this one stood when the network failed tells nothing
             if silent:
                 hosts.leave(AGAIN, f"{told}no sign of {', '.join(silent)} any more; leaving with {AGAIN}, to be started again.")
-            if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in BROKEN):
+            if broken:
                 lost = f"{hosts.name()} lost its connection to the others, which are alive ({sentence(error)[:200]})"
-                hosts.leave(AGAIN, f"{told}{lost}; leaving with {AGAIN}, to be started again.")
+                hosts.leave(AGAIN, f"{lost}; leaving with {AGAIN}, to be started again.")
             hosts.leave(1, f"{told}error: {type(error).__name__}: {sentence(error)}")
         self._closed.set()
         signal.signal(signal.SIGTERM, self._before)

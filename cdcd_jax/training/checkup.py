@@ -23,6 +23,7 @@ from cdcd_jax.config import Config, HostsConfig, TryAgain, UserError, sentence
 from cdcd_jax.data import files, hub, places, prepared, spans
 from cdcd_jax.parallel import job, rollcall
 from cdcd_jax.parallel.mesh import AXES, sizes
+from cdcd_jax.training import checkpoint
 from cdcd_jax.training.planning import Changes, changed_config, divides, flags, vocabulary
 from cdcd_jax.training.state import init_state
 
@@ -243,12 +244,17 @@ def disk(workdir: str | None, config: Config | None) -> Finding:
     vocab_size, supposed = _vocabulary(config)
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    need = one * _checkpoints(config)
-    said += f"; {_checkpoints(config) - 1:,} + 1 checkpoints take {need / 2**30:.1f} GiB{supposed}"
-    if free > need:
+    lying = len(checkpoint.listed(files.locate(workdir)))
+    said += f"; {_checkpoints(config) - 1:,} + 1 checkpoints take {one * _checkpoints(config) / 2**30:.1f} GiB{supposed}"
+    said += f", and {lying:,} of them lie there" if lying else ""
+    if free > one * max(1, _checkpoints(config) - lying):
         return Finding("disk", True, said)
     last: Changes = {"checkpoint.keep_last": 1}
-    fewer = [changes for changes in (last, last | {"checkpoint.keep_every_steps": 0}) if one * _checkpoints(changed_config(config, changes)) < free]
+    fewer = [
+        changes
+        for changes in (last, last | {"checkpoint.keep_every_steps": 0})
+        if one * max(1, _checkpoints(changed_config(config, changes)) - lying) < free
+    ]
     return Finding("disk", False, said, " ".join(flags(config, fewer[0])) if fewer else f"{ELSEWHERE}; df -h shows the disks")
 
 

@@ -151,7 +151,7 @@ def _measure(config: Config, topology: Topology, vocab_size: int, say: Say) -> P
     """The plan without advice."""
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))
     mesh: Mesh | AbstractMesh = make_mesh(config, devices(topology)) if topology.sides else abstract_mesh(config, topology.count)
-    layout, state, guess = _estimated(config, mesh, vocab_size, abstract)
+    layout, state, guess = _estimated(config, topology, mesh, vocab_size, abstract)
     hopeless = state + guess.activations > HOPELESS * topology.chip.hbm_bytes
     compiled = None
     if isinstance(mesh, Mesh) and not hopeless:
@@ -222,15 +222,19 @@ def _advised(config: Config, topology: Topology, vocab_size: int, found: Plan, s
 
 def _guess(config: Config, topology: Topology, vocab_size: int, abstract: TrainState) -> int | float:
     """The estimated peak, bytes of a chip."""
-    _, state, guess = _estimated(config, abstract_mesh(config, topology.count), vocab_size, abstract)
+    _, state, guess = _estimated(config, topology, abstract_mesh(config, topology.count), vocab_size, abstract)
     return state + guess.activations
 
 
-def _estimated(config: Config, mesh: Mesh | AbstractMesh, vocab_size: int, abstract: TrainState) -> tuple[Any, int | float, estimate.Estimate]:
+def _estimated(
+    config: Config, topology: Topology, mesh: Mesh | AbstractMesh, vocab_size: int, abstract: TrainState
+) -> tuple[Any, int | float, estimate.Estimate]:
     """Where the state lies, the bytes of it that a chip stores, and the estimate of the rest of a step."""
     layout = shardings(config, abstract, mesh)
     parameters = float(sum(leaf.size for leaf in jax.tree.leaves(abstract.params)))
-    return layout, estimate.stored(abstract, layout), estimate.train_step(config, vocab_size, _shape(mesh), parameters, config.mesh.slices)
+    # Slices of GPUs are an order of the devices, which it has anyhow: what runs between nodes is told by the axes.
+    slices = config.mesh.slices if topology.sides else 1
+    return layout, estimate.stored(abstract, layout), estimate.train_step(config, vocab_size, _shape(mesh), parameters, slices)
 
 
 def _shape(mesh: Mesh | AbstractMesh) -> dict[str, int]:

@@ -103,7 +103,7 @@ def test_some_devices_can_be_a_mesh() -> None:
         (
             config(fsdp=4, slices=4), 8,
             "mesh.data x fsdp x tensor = -1 x 4 x 1 with mesh.slices = 4 does not fit the 8 devices: "
-            "no other axis runs between slices, so mesh.slices must divide mesh.data = 2, and may be 1 or 2.",
+            "no other axis runs between slices, so mesh.data must be a multiple of mesh.slices, or mesh.slices 1 or 2.",
         ),
         (
             config(12), 8,

@@ -1,12 +1,14 @@
 """Names of hardware, and the bound that its rates set: what is known, what is refused, and which resource binds."""
 
 import dataclasses
+import re
 import subprocess
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, SingleDeviceSharding
 
 from cdcd_jax.config import UserError
 from cdcd_jax.parallel import topology
@@ -74,6 +76,35 @@ def test_every_chip_has_all_its_rates() -> None:
         assert bool(chip.dimensions) != bool(chip.node) and bool(chip.shapes) == bool(chip.most) == bool(chip.dimensions)
         # More is computed than moved, more moved than sent, and more sent over links than over the network.
         assert chip.flops > chip.hbm_bandwidth > chip.link_bandwidth > chip.network_bandwidth
+
+
+@pytest.mark.parametrize("name, rates", [
+    ("v4", (275, 1200, 2 * 45, 4 * 50)),
+    ("v5e", (197, 819, 400 / 4, 200)),
+    ("v5p", (459, 2765, 1200 / 6, 4 * 50)),
+    ("v6e", (918, 1638, 800 / 4, 8 * 100)),
+    ("a100", (312, 2039, 600, 8 * 200)),
+    ("h100", (989.4, 3350, 900, 8 * 400)),
+    ("h200", (989.4, 4800, 900, 8 * 400)),
+    ("b200", (2250, 8000, 1800, 8 * 400)),
+])  # fmt: skip
+def test_the_rates_are_those_that_are_published(name: str, rates: tuple[float, ...]) -> None:
+    """In the units of their sources: TFLOPS, GB/s of memory, GB/s of a link (a GPU's links) both ways, Gb/s of network of a host or a node."""
+    chip, host = CHIPS[name], {"v5e": 8, "v6e": 8, "v4": 4, "v5p": 4}.get(name, 8)
+    found = (chip.flops / 1e12, chip.hbm_bandwidth / 1e9, 2 * chip.link_bandwidth / 1e9, chip.network_bandwidth * 8 / 1e9 * host)
+    assert found == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("name", sorted(topology.TPUS))
+def test_the_memory_is_what_the_compiler_grants(name: str) -> None:
+    """It says so of a program that takes more than any chip has."""
+    pytest.importorskip("libtpu")
+    (chip, *_) = topology.devices(topology.parse(f"{name}:{CHIPS[name].shapes[1]}"))
+    far = jax.ShapeDtypeStruct((1 << 38,), jax.numpy.float32, sharding=SingleDeviceSharding(chip))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="exceeds available HBM") as error:
+        jax.jit(lambda x: x + 1).lower(far).compile()
+    (granted,) = re.findall(r"available HBM \((.*?)G\)", str(error.value))
+    assert float(granted) == pytest.approx(CHIPS[name].hbm_bytes / 2**30, abs=0.02)  # libtpu 0.0.42 says 95.74 of v5p, 0.0.50 95.73
 
 
 @pytest.mark.parametrize("chip", sorted(topology.TPUS))

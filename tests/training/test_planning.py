@@ -213,6 +213,15 @@ def test_a_plan_for_several_nodes_says_what_runs_between_them() -> None:
         assert found.mesh["fsdp"] == fsdp and bool(found.roofline.links) == (fsdp == 8)
 
 
+@pytest.mark.parametrize("name, leaves", [("h200x8", False), ("h200x16", True)])
+def test_slices_of_gpus_send_what_the_same_mesh_sends(name: str, leaves: bool) -> None:
+    """They lie in the same order, so that of what is summed over 16 no more leaves a node; and of one node nothing does."""
+    one, two = (
+        planning.plan(small(mesh__fsdp=1, mesh__slices=slices), topology.parse(f"gpu:{name}"), 1024).roofline for slices in (1, 2)
+    )
+    assert one == two and (two.network > 0, two.links > 0) == (leaves, not leaves)
+
+
 @pytest.mark.parametrize("tokenizer, alphabet, size", [("sentencepiece", "text", 1024), ("byte", "text", 256), ("char", "27", 27)])
 def test_the_vocabulary_that_a_config_tells_of(tokenizer: str, alphabet: str, size: int) -> None:
     assert planning.vocabulary(small(data__tokenizer=tokenizer, data__alphabet=alphabet)) == size
