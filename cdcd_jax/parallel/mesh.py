@@ -49,7 +49,9 @@ def sizes(config: Config, count: int) -> tuple[int, int, int]:
     if data * rest != count:
         raise UserError(f"{wrong}: with this mesh.fsdp and mesh.tensor, mesh.data must be {count // rest}, or -1 for what is left.")
     if data % m.slices:
-        raise UserError(f"{wrong}: no other axis runs between slices, so mesh.data must be a multiple of mesh.slices, or mesh.slices {_divisors(data)}.")
+        raise UserError(
+            f"{wrong}: only the data axis runs between slices, so mesh.data = {data} must be a multiple of mesh.slices: it may be {_divisors(data)}."
+        )
     shards, parts = data * fsdp, t.accumulation_steps
     if t.batch_size % (shards * parts):
         unit = math.lcm(shards * parts, 2 * parts if t.self_conditioning else parts)
@@ -84,7 +86,8 @@ def arrange(devices: Sequence[Any], shape: tuple[int, int, int], slices: int) ->
             return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
         return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
-    domain = "slice_index" if hasattr(devices[0], "slice_index") else "process_index"
+    # JAX gives CPUs a slice_index as well, one for all processes of a machine, which are hosts to us.
+    domain = "slice_index" if devices[0].platform == "gpu" and hasattr(devices[0], "slice_index") else "process_index"
     found = Counter(getattr(device, domain) for device in devices)
     if len(found) % slices:
         kind = "NVLink domains" if domain == "slice_index" else "processes"

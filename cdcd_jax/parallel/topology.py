@@ -16,6 +16,7 @@ from cdcd_jax.parallel.chips import CHIPS, Chip
 TPUS = {name: chip for name, chip in CHIPS.items() if chip.dimensions}
 GPUS = {name: chip for name, chip in CHIPS.items() if chip.node}
 KNOWN = "v5e:16x16, v6e:4x4, v4:4x4x4, v5p:8x8x8, 2xv5e:16x16 for two slices, " + ", ".join(f"gpu:{name}x8" for name in GPUS)
+LARGER = ("4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")  # the default shapes of whole cubes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +47,34 @@ def parse(name: str) -> Topology:
         return Topology(name, GPUS[gpus[1]], 1, (), count)
     found = re.fullmatch(r"(?:([1-9][0-9]*)x)?([a-z][a-z0-9]*):([0-9]+(?:x[0-9]+)*)", name)
     if found is None:
-        if near := re.fullmatch(rf"(?:([1-9][0-9]*)x)?(?:gpu:?)?({'|'.join(GPUS)})(?:x([1-9][0-9]*))?", name):  # 2xgpu:h200x8, gpu:h200
-            count = int(near[1] or 1) * int(near[3] or GPUS[near[2]].node)
-            raise UserError(f"unknown topology {name!r}: GPUs are named by their number on all nodes: gpu:{near[2]}x{count}; known are {KNOWN}.")
-        raise UserError(f"unknown topology {name!r}: known are {KNOWN}.")
+        raise UserError(f"unknown topology {name!r}: {_nearly(name)}known are {KNOWN}, and the like.")
     slices, kind, shape = int(found[1] or 1), found[2], found[3]
     if kind not in TPUS:
         raise UserError(f"topology {name!r} names an unknown chip{did_you_mean(kind, TPUS)}; known topologies: {KNOWN}.")
     chip, sides = TPUS[kind], tuple(int(side) for side in shape.split("x"))
     if shape not in chip.shapes and not _whole_cubes(chip, shape, sides):
-        cubes = f", and multiples of 4 in rising order, from 4x4x4 up to {chip.most:,} chips" if chip.dimensions == 3 else ""
-        raise UserError(f"topology {name!r} is no slice of {kind}: offered are {', '.join(chip.shapes)}{cubes}.")
+        raise UserError(f"topology {name!r} is no slice of {kind}: offered are {_offered(chip)}.")
     return Topology(name, chip, slices, sides, slices * math.prod(sides))
+
+
+def _nearly(name: str) -> str:
+    """The right form of a name that is nearly one, as the beginning of a sentence's list; or nothing."""
+    if near := re.fullmatch(rf"(?:([1-9][0-9]*)x)?(?:gpu:?)?({'|'.join(GPUS)})(?:x([1-9][0-9]*))?", name):  # 2xgpu:h200x8, gpu:h200
+        count = int(near[1] or 1) * int(near[3] or GPUS[near[2]].node)
+        return f"GPUs are named by their number on all nodes: gpu:{near[2]}x{count}; "
+    if near := re.fullmatch(rf"(v5litepod|{'|'.join(TPUS)})(?:[:-]([0-9]*))?", name.lower()):  # v5litepod-16 and v5p-8, as Google writes them, or v5e
+        kind = near[1].replace("v5litepod", "v5e")
+        chips = int(near[2] or 0) / (2 if TPUS[kind].dimensions == 3 else 1)  # where Google counts cores
+        same = [shape for shape in (*TPUS[kind].shapes, *LARGER) if math.prod(map(int, shape.split("x"))) == chips]
+        return f"its {chips:.0f} chips are {kind}:{same[0]}; " if same else f"{kind} is named with a shape, {kind}:{TPUS[kind].shapes[3]}, say; "
+    if re.fullmatch(rf"(?:[1-9][0-9]*x)?(?:{'|'.join(TPUS)}):[0-9x]+", name.lower()):
+        return f"did you mean {name.lower()}? "
+    return ""
+
+
+def _offered(chip: Chip) -> str:
+    cubes = f", and multiples of 4 in rising order, from 4x4x4 up to {chip.most:,} chips" if chip.dimensions == 3 else ""
+    return f"{', '.join(chip.shapes)}{cubes}"
 
 
 def _whole_cubes(chip: Chip, shape: str, sides: tuple[int, ...]) -> bool:

@@ -103,7 +103,7 @@ def test_some_devices_can_be_a_mesh() -> None:
         (
             config(fsdp=4, slices=4), 8,
             "mesh.data x fsdp x tensor = -1 x 4 x 1 with mesh.slices = 4 does not fit the 8 devices: "
-            "no other axis runs between slices, so mesh.data must be a multiple of mesh.slices, or mesh.slices 1 or 2.",
+            "only the data axis runs between slices, so mesh.data = 2 must be a multiple of mesh.slices: it may be 1 or 2.",
         ),
         (
             config(12), 8,
@@ -138,6 +138,13 @@ def test_hosts_in_order_are_the_slices() -> None:
     assert grid.shape == (4, 2, 2)
     assert [device.id for device in grid.flat] == list(range(16))
     assert {device.process_index for device in grid[:2].flat} == {0, 1}
+
+
+def test_processes_of_one_machine_are_its_slices() -> None:
+    """Where they rehearse what several hosts do, JAX numbers their CPUs as one slice."""
+    devices = [Gpu(id, id // 2, slice_index=0, platform="cpu") for id in range(4)]
+    grid = arrange(devices, (2, 2, 1), slices=2)
+    assert [[device.process_index for device in half.flat] for half in grid] == [[0, 0], [1, 1]]
 
 
 def test_nvlink_domains_are_grouped_before_ids_are() -> None:
