@@ -8,8 +8,6 @@ root=$(dirname "$launch")
 place=$root # where the trainer starts, from which it finds a config
 # What the machines get of the project: enough to install it and to run its doors. launch/Dockerfile.dockerignore says the same to Docker.
 shipped="cdcd_jax configs launch setup.py pyproject.toml requirements.lock README.md LICENSE"
-grace=${GRACE:-20} # seconds that the others get once one process has ended
-last_lines=20
 
 die() {
   echo "error: $1" >&2
@@ -96,9 +94,14 @@ required() {
   done
 }
 
+# check_count --nodes VALUE 1: a number that bash can count with, to which 08 is none.
 check_count() {
-  [[ $2 =~ ^(0|[1-9][0-9]{0,4})$ && $2 -ge $3 ]] || die "--$1=$2 must be a whole number of at least $3."
+  [[ $2 =~ ^(0|[1-9][0-9]{0,4})$ && $2 -ge $3 ]] || die "$1=$2 must be a whole number from $3 to 99999, without leading zeros."
 }
+
+grace=${GRACE:-20} # seconds that the others get once one process has ended
+check_count GRACE "$grace" 0
+last_lines=20
 
 check_accelerator() {
   [[ " tpu cuda12 cuda13 cpu " == *" $1 "* ]] || die "--accelerator=$1 is none of tpu, cuda12, cuda13 and cpu."

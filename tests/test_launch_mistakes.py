@@ -67,7 +67,7 @@ MISTAKES = [
     (f"{SLURM} --time=24h {GOOD}", "--time=24h must be minutes, or written as 24:00:00 (hours) or 2-12:00:00 (two days and twelve hours).\n"),
     (f"{SLURM} --time=1:00:00:00 {GOOD}", "--time=1:00:00:00 must be minutes"),
     ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x4 --spot --reserved", "--spot and --reserved exclude each other."),
-    ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x4 --slices=0", "--slices=0 must be a whole number of at least 1."),
+    ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x4 --slices=0", "--slices=0 must be a whole number from 1 to 99999, without leading zeros."),
     ("tpu_vm.sh create --name=a --zone=us-a1-b --topolgy=v5e:4x4", "unknown option --topolgy=v5e:4x4 (known: --name=... --zone=... "),
     ("tpu_vm.sh logs --nam=a", "unknown option --nam=a (known: --name=... --zone=... --project=... --slices=... --dry-run --help).\n"),
     ("tpu_vm.sh logs a", "unexpected word 'a': options are written --name=value.\n"),
@@ -99,11 +99,12 @@ MISTAKES = [
     (f"{RUN} {GOOD} --config.mesh.slices=2", "--slices=1 and --config.mesh.slices=2 differ: "),
     (f"{MANIFEST} --topology=v5e:4x4 {GOOD} --config.mesh.slices=2", "--slices=1 and --config.mesh.slices=2 differ: "),
     (f"{XPK} {GOOD} --config.mesh.slices=2", "--slices=1 and --config.mesh.slices=2 differ: "),
-    (f"{RUN} --max-restarts=x {GOOD}", "--max-restarts=x must be a whole number of at least 0."),
+    (f"{RUN} --max-restarts=x {GOOD}", "--max-restarts=x must be a whole number from 0 to 99999, without leading zeros."),
+    (f"{SLURM} --max-restarts=08 {GOOD}", "--max-restarts=08 must be a whole number"),
     (f"{MANIFEST} --topology=v5e:2x2 --slices=2 {GOOD}", "GKE has no multislice of v5e:2x2, which is"),
     (f"gke/jobset.sh run --name=a --topology=v5e:4x4 {GOOD}", "--image=... is missing"),
     ("gke/xpk.sh create --cluster=c --topology=v5e:4x4", "--zone=... is missing"),
-    ("slurm.sh run --name=a --nodes=0 --gpus=8 -- --config=configs/demo.py --workdir=r", "--nodes=0 must be a whole number of at least 1."),
+    ("slurm.sh run --name=a --nodes=0 --gpus=8 -- --config=configs/demo.py --workdir=r", "--nodes=0 must be a whole number from 1 to 99999, without leading zeros."),
     (SLURM, "the trainer needs --config and --workdir"),
     ("slurm.sh setup --accelerator=cuda11 --dry-run", "--accelerator=cuda11 is none of tpu, cuda12, cuda13 and cpu."),
     ("image.sh --image=r/i:1 --accelerator=gpu", "--accelerator=gpu is none of tpu, cuda12, cuda13 and cpu."),
@@ -130,6 +131,21 @@ def test_mistakes(platform: Platform, words: str, said: str) -> None:
 def test_what_the_platforms_take_is_taken(platform: Platform, words: str) -> None:
     flags = GOOD.split() if " run " in words else []
     assert platform.run(f"launch/{words.split()[0]}", *words.split()[1:], "--dry-run", *flags)[0] == 0
+
+
+def test_a_count_that_bash_cannot_read_is_refused_where_the_job_is_submitted_by_hand(platform: Platform) -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}
+    code, _, err = platform.run("launch/slurm.sbatch", "--max-restarts=08", *TRAINER[1:], **job)
+    assert (code, err) == (2, "error: --max-restarts=08 must be a whole number from 0 to 99999, without leading zeros.\n")
+    assert not platform.calls()
+
+
+@pytest.mark.parametrize("words", [f"local_multihost.sh 2 {GOOD}", f"{RUN} {GOOD}", f"{SLURM} {GOOD}", f"slurm.sbatch {GOOD}"])
+def test_a_grace_that_bash_cannot_read_is_refused(platform: Platform, words: str) -> None:
+    script, *rest = words.replace(" --", " --dry-run --", 1).split() if "sbatch" not in words else words.split()
+    code, _, err = platform.run(f"launch/{script}", *rest, GRACE="08", SLURM_JOB_ID="7", SLURM_NTASKS="1")
+    assert (code, err) == (2, "error: GRACE=08 must be a whole number from 0 to 99999, without leading zeros.\n")
+    assert not platform.calls()
 
 
 def test_a_value_of_several_words_is_refused(platform: Platform) -> None:

@@ -43,12 +43,12 @@ if [[ $verb == run || $verb == logs || $verb == delete ]]; then
 fi
 if [[ $verb == run || $verb == create ]]; then
   required topology
-  check_count slices "${opt_slices:=1}" 1
+  check_count --slices "${opt_slices:=1}" 1
   on_gke
 fi
 if [[ $verb == run ]]; then
   required image
-  check_count max-restarts "${opt_max_restarts:=20}" 0
+  check_count --max-restarts "${opt_max_restarts:=20}" 0
   check_trainer_flags gs://
 fi
 need xpk "install it with pip install xpk."
