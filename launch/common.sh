@@ -112,16 +112,27 @@ need() {
   [[ -n $opt_dry_run ]] || command -v "$1" >/dev/null || die "there is no $1 here: $2"
 }
 
+# A folder as it is meant: bash leaves the ~ of --workdir=~/x as it is, and behind a slash at the end the folder above would not be found.
+plain_folder() {
+  local folder=$1
+  case $folder in
+  \~) folder=$HOME ;;
+  \~/*) folder=$HOME/${folder:2} ;;
+  esac
+  while [[ $folder == ?*/ ]]; do folder=${folder%/}; done
+  printf '%s\n' "$folder"
+}
+
 # The trainer's flags: a config that the machines will have, and a workdir that outlives them, and that all of them see, as $1 begins: with "" it is a
 # folder, and the project itself lies where the machines see it. Sets workdir. Where a launcher makes slices, the trainer is told how many.
 check_trainer_flags() {
-  local flag file="" slices=""
+  local flag file="" slices="" index=0 place_of_workdir
   workdir=""
   for flag in ${ARGS[@]+"${ARGS[@]}"}; do
     [[ $flag == --?*=* ]] || die "the trainer's flag '$flag' has no value: each is one word, --name=value."
     [[ $flag == *[[:cntrl:]]* ]] && die "a flag of the trainer holds a line break or another control character: $(printf %q "$flag")."
     case $flag in
-    --workdir=*) workdir=${flag#*=} ;;
+    --workdir=*) workdir=${flag#*=} place_of_workdir=$index ;;
     --config.mesh.slices=*) slices=${flag#*=} ;;
     --config=*)
       file=${flag#*=}
@@ -135,11 +146,17 @@ check_trainer_flags() {
     --config.?*=* | --go_back_to=* | --verbosity=*) ;;
     *) die "the trainer has no flag ${flag%%=*}: it has --config, --config.SECTION.KEY, --workdir and --go_back_to." ;;
     esac
+    index=$((index + 1))
   done
   [[ -n $workdir && -n $file ]] || die "the trainer needs --config and --workdir, each with =: -- --config=configs/... --workdir=$1..."
   [[ $workdir == "$1"* ]] || die "--workdir=$workdir must begin with $1: only there all machines see it, and it is still there after a pre-emption."
+  [[ ! $workdir =~ ^[A-Za-z0-9.+-]+:/ || $workdir =~ ^(gs|s3):// ]] ||
+    die "--workdir=$workdir is no place for a run: name a folder, or one in a bucket, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER."
   [[ $workdir != *://* || $workdir =~ ^[a-z0-9]+://[^/]+/+[^/] ]] ||
     die "--workdir=$workdir must name a bucket and a folder in it: gs://BUCKET/FOLDER."
+  [[ ! $workdir =~ ^~[^/] ]] || die "--workdir=$workdir is in the home of somebody, which is not looked up here: write its whole path."
+  workdir=$(plain_folder "$workdir")
+  ARGS[place_of_workdir]=--workdir=$workdir
   if [[ -n ${opt_slices-} ]]; then
     [[ ${slices:-$opt_slices} == "$opt_slices" ]] ||
       die "--slices=$opt_slices and --config.mesh.slices=$slices differ: give --slices alone, the trainer is told."

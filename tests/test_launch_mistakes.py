@@ -91,6 +91,11 @@ MISTAKES = [
     (f"{SLURM} -- --config=configs/demo.py --workdir=s3:///r", "--workdir=s3:///r must name a bucket"),
     (f"{SLURM} -- --config=configs/demo.py --workdir=/tmp/r", "--workdir=/tmp/r is another folder on each node: name one that all nodes see"),
     (f"{SLURM} -- --config=configs/demo.py --workdir=/dev/shm", "--workdir=/dev/shm is another folder on each node"),
+    (f"{SLURM} -- --config=configs/demo.py --workdir=/tmp/", "--workdir=/tmp is another folder on each node"),
+    (f"{SLURM} -- --config=configs/demo.py --workdir=ftp://x/y", "--workdir=ftp://x/y is no place for a run: name a folder, or one in a bucket, gs://"),
+    (f"{SLURM} -- --config=configs/demo.py --workdir=gs:/b/r", "--workdir=gs:/b/r is no place for a run"),
+    (f"{SLURM} -- --config=configs/demo.py --workdir=~ann/r", "--workdir=~ann/r is in the home of somebody, which is not looked up here"),
+    (f"{RUN} -- --config=configs/demo.py --workdir=~/r", "--workdir=~/r must begin with gs://"),
     (f"{RUN} -- --config=./docs/RESULTS.md", "the config file docs/RESULTS.md is not among what the machines get of "),
     (f"{RUN} -- --config=configs/demo.py", "the trainer needs --config and --workdir, each with =: -- --config=configs/... --workdir=gs://..."),
     (f"{RUN} -- --workdir=gs://b/a", "the trainer needs --config and --workdir, each with =: -- --config=configs/..."),
@@ -146,6 +151,23 @@ def test_a_grace_that_bash_cannot_read_is_refused(platform: Platform, words: str
     code, _, err = platform.run(f"launch/{script}", *rest, GRACE="08", SLURM_JOB_ID="7", SLURM_NTASKS="1")
     assert (code, err) == (2, "error: GRACE=08 must be a whole number from 0 to 99999, without leading zeros.\n")
     assert not platform.calls()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("~/x", "/home/ann/x"), ("~", "/home/ann"), ("/shared/runs/a//", "/shared/runs/a"), ("s3://b/r/", "s3://b/r"), ("/shared/~/a", "/shared/~/a")],
+)
+def test_a_workdir_is_passed_on_as_it_is_meant(platform: Platform, given: str, meant: str) -> None:
+    """bash leaves the ~ of --workdir=~/x as it is."""
+    for words in (SLURM, "local_multihost.sh 1"):
+        script, *options = words.split()
+        flags = ["--config=configs/demo.py", f"--workdir={given}", "--verbosity=0"]
+        code, out, err = platform.run(f"launch/{script}", *options, "--dry-run", "--", *flags, HOME="/home/ann")
+        assert (code, err) == (0, "") and f" --config=configs/demo.py {quoted(f'--workdir={meant}')} --verbosity=0\n" in out, out
+
+
+def quoted(word: str) -> str:
+    return f"'{word}'" if "~" in word else word
 
 
 def test_a_value_of_several_words_is_refused(platform: Platform) -> None:
