@@ -206,7 +206,8 @@ words_of() {
     sed -E 's/^[^ ]*:? ?(ERROR|error|Error): //; s/^\(gcloud[^)]*\) //; s/[[:space:]]+/ /g; s/^[-# ]+//; s/[. ]+$//' | cut -c 1-400
 }
 
-# What mends a refusal, by the platform's words; $2 is how to remove what has that name.
+# What mends a refusal, by the platform's words; $2 is how to remove what has that name. The first that fits counts: a service that is switched off, and
+# scopes that are missing, are told with PERMISSION_DENIED as well, and a plugin that is missing with "credentials".
 hint_for() {
   local image=${opt_image-}
   case $1 in
@@ -216,12 +217,23 @@ hint_for() {
     echo "log docker in with gcloud auth configure-docker ${image%%/*}, by an account that may write there (Artifact Registry Writer)"
     ;;
   *ALREADY_EXISTS* | *AlreadyExists* | *"already exists"*) echo "the name is taken: choose another, or remove that one with: $2" ;;
-  *[Qq]uota* | *QUOTA*) echo "ask for quota, or name another zone or a smaller topology" ;;
-  *"no more capacity"* | *[Ii]nsufficient* | *RESOURCE_EXHAUSTED*) echo "try another zone, or --spot" ;;
   *"not been used"* | *SERVICE_DISABLED*) echo "switch the service on: gcloud services enable tpu.googleapis.com container.googleapis.com" ;;
-  *core/project*) echo "name the project: --project=P, or gcloud config set project P" ;;
+  *"quota project"*) echo "name the project that is asked for it: gcloud auth application-default set-quota-project P" ;;
+  *[Qq]uota* | *QUOTA*) echo "ask for quota, or name another zone or a smaller topology" ;;
+  *"authentication scopes"* | *SCOPE_INSUFFICIENT*)
+    echo "log in anew: gcloud auth login (without it one of Google's machines has only the scopes that it was made with: it needs cloud-platform)"
+    ;;
+  *core/project* | *"property [project]"*) echo "name the project: --project=P, or gcloud config set project P" ;;
+  *gke-gcloud-auth-plugin*"not found"*) echo "install it: gcloud components install gke-gcloud-auth-plugin" ;;
+  *"nvalid partition"* | *"node configuration is not available"*) echo "what the cluster has: sinfo --format='%P %D %G %l'" ;;
+  *"nvalid account"* | *"nvalid qos"*) echo "what you may name: sacctmgr show associations user=$(id -un) format=account,partition,qos" ;;
   *"auth login"* | *credentials* | *Unauthorized* | *"You must be logged in"*) echo "log in: gcloud auth login" ;;
-  *PERMISSION_DENIED* | *orbidden* | *"do not have permission"*) echo "the account or the project is not the right one: gcloud config list" ;;
+  *PERMISSION_DENIED* | *orbidden* | *"do not have permission"* | *[Ii]"nsufficient permission"* | *[Ii]"nsufficient Permission"*)
+    echo "the account or the project is not the right one: gcloud config list"
+    ;;
+  *"no more capacity"* | *[Ii]nsufficient* | *RESOURCE_EXHAUSTED* | *RESOURCE_POOL_EXHAUSTED* | *"not have enough resources"*)
+    echo "try another zone, or --spot"
+    ;;
   *ccelerator*"not found"* | *NOT_FOUND*cceleratorType*) echo "what the zone has: gcloud compute tpus accelerator-types list --zone=ZONE" ;;
   *"no matches for kind"* | *"unknown field"*) echo "the cluster needs JobSet $jobset_version or later: launch/gke/jobset.sh setup" ;;
   *"connection to the server"* | *"current-context"*)

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -39,6 +40,48 @@ def test_the_image_says_what_docker_lacks(platform: Platform, failing: str, word
         platform.answer("docker build", (1, "", ""))
     code, _, err = platform.run("launch/image.sh", "--image=r.dev/i:1")
     assert code == 2 and err.strip("\n").count("\n") == 0 and err.lstrip("\n").startswith(said), err
+
+
+# The platforms' words for typical refusals, as they print them, and how what mends each begins
+LOGIN = "log in: gcloud auth login"
+CAPACITY = "try another zone, or --spot"
+WRONG = "the account or the project is not the right one: gcloud config list"
+HINTS = [
+    ("ERROR: (gcloud.x.create) PERMISSION_DENIED: Request had insufficient authentication scopes.", "log in anew: gcloud auth login (without it one"),
+    ("ERROR: (gcloud.x.create) PERMISSION_DENIED: Permission 'tpu.nodes.create' denied on 'projects/p'", WRONG),
+    ("Error 403: Insufficient Permission", WRONG),
+    ("ERROR: (gcloud.x.create) PERMISSION_DENIED: Cloud TPU API has not been used in project 1 before or it is disabled.", "switch the service on: "),
+    ("Unable to connect to the server: getting credentials: exec: executable gke-gcloud-auth-plugin not found",
+     "install it: gcloud components install gke-gcloud-auth-plugin"),
+    ("Unable to connect to the server: getting credentials: exec: executable gke-gcloud-auth-plugin failed with exit code 1", LOGIN),
+    ("ERROR: (gcloud.x.create) You do not currently have an active account selected.\nPlease run:\n\n  $ gcloud auth login", LOGIN),
+    ("ERROR: (gcloud.x.create) UNAUTHENTICATED: Request had invalid authentication credentials.", LOGIN),
+    ("error: You must be logged in to the server (Unauthorized)", LOGIN),
+    ("[ERROR] code: ZONE_RESOURCE_POOL_EXHAUSTED, The zone 'projects/p/zones/us-a1-b' does not have enough resources available", CAPACITY),
+    ("The zone 'projects/p/zones/us-a1-b' does not have enough resources available to fulfill the request.  '(resource type:compute)'.", CAPACITY),
+    ("ERROR: (gcloud.x.create) RESOURCE_EXHAUSTED: Insufficient capacity.", CAPACITY),
+    ("ERROR: (gcloud.x.create) Insufficient regional quota to satisfy request: resource \"TPUS\"", "ask for quota, or name another zone or a smaller"),
+    ("ERROR: (gcloud.x.create) The tpu.googleapis.com API requires a quota project, which is not set by default.", "name the project that is asked for it: "),
+    ("ERROR: (gcloud.x.create) The required property [project] is not currently set.\nYou may set it by running:\n\n  $ gcloud config set project V",
+     "name the project: --project=P, or gcloud config set project P"),
+    ("sbatch: error: invalid partition specified: gpuu\nsbatch: error: Batch job submission failed: Invalid partition name specified",
+     "what the cluster has: sinfo "),
+    ("sbatch: error: Batch job submission failed: Requested node configuration is not available", "what the cluster has: sinfo "),
+    ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+     "what you may name: sacctmgr show associations user="),
+    ("sbatch: error: Batch job submission failed: Invalid qos specification", "what you may name: sacctmgr show associations user="),
+    ("ERROR: (gcloud.x.create) INTERNAL: an internal error", "nothing was tried again"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "hint"), HINTS)
+def test_what_mends_a_refusal(platform: Platform, words: str, hint: str) -> None:
+    """The words go the way that every refusal goes, to one sentence with what mends it."""
+    platform.answer("gcloud", (1, "", words + "\n"))
+    script = f"source {ROOT}/launch/common.sh; make_scratch; opt_dry_run='' try_to 'do it' 'remove it' gcloud"
+    ended = subprocess.run(["bash", "-c", script], env=platform.environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith("error: could not do it: ") and f"; {hint}" in ended.stderr, ended.stderr
 
 
 # Mistakes: the launcher, its words, what the one line says
