@@ -166,15 +166,21 @@ check_trainer_flags() {
 }
 
 # What the trainer itself says of its flags, where it is installed here: it would say it on every machine, once those were paid for. Where it is not
-# installed, or is broken, nothing is said.
+# installed, or is broken, nothing is said. A config file may name slices as well. --slices=2 goes before it, as a flag does; with one slice no
+# flag is given, and what it names would only fail on the machines.
 ask_trainer() {
   local python=${CHECKER-$root/.venv/bin/python} words code="
 from cdcd_jax import doors, train
 from cdcd_jax.config import from_dict
-doors.run(lambda: from_dict(train.CONFIG.value) and 0)"
+doors.run(lambda: print('mesh.slices is', from_dict(train.CONFIG.value).mesh.slices))"
   command -v "$python" >/dev/null || return 0
-  words=$(cd "$place" && "$python" -c "$code" "${ARGS[@]}" 2>&1 >/dev/null </dev/null) && return
-  [[ $? != 2 ]] || die "$(tail -n 1 <<<"${words#error: }")"
+  if words=$(cd "$place" && "$python" -u -c "$code" "${ARGS[@]}" 2>&1 </dev/null); then
+    [[ -z ${opt_slices-} || ! $words =~ mesh\.slices\ is\ ([0-9]+) || ${BASH_REMATCH[1]} == "$opt_slices" ]] ||
+      die "--slices=$opt_slices and the config's mesh.slices=${BASH_REMATCH[1]} differ: give --slices=${BASH_REMATCH[1]}, or change the config."
+  elif [[ $? == 2 ]]; then
+    words=${words##*$'\n'} # a config may print something before
+    die "${words#error: }"
+  fi
 }
 
 # A word as one may type it, quoted only where it must be.

@@ -233,6 +233,17 @@ def test_the_trainer_is_asked_about_its_flags_where_it_is_installed(platform: Pl
     assert platform.run("launch/tpu_vm.sh", *RUN.split()[1:], "--dry-run", *TRAINER, flag, CHECKER="/bin/false")[0] == 0
 
 
+@pytest.mark.parametrize(("options", "said"), [("", "error: --slices=1 and the config's mesh.slices=2 differ: give --slices=2, "), ("--slices=2", "")])
+def test_a_config_file_that_asks_for_slices_is_held_against_those_that_are_made(platform: Platform, options: str, said: str) -> None:
+    """With one slice it would only fail on the machines."""
+    project = platform.project()
+    (project / "configs" / "two.py").write_text((project / "configs" / "demo.py").read_text().replace("return c", "c.mesh.slices = 2\n    return c"))
+    flags = ["--dry-run", "--", "--config=configs/two.py", "--workdir=gs://b/r"]
+    words = [*RUN.split()[1:], *options.split(), *flags]
+    code, _, err = platform.run(project / "launch" / "tpu_vm.sh", *words, CHECKER=sys.executable, PYTHONPATH=str(ROOT))
+    assert code == (2 if said else 0) and err.startswith(said) and err.count("\n") == bool(said), err
+
+
 def test_the_flags_that_launchers_let_through_are_the_trainers(platform: Platform) -> None:
     defined = re.findall(r'DEFINE_\w+\("(\w+)"', (ROOT / "cdcd_jax" / "train.py").read_text())
     assert set(defined) == {"config", "workdir", "go_back_to"}
