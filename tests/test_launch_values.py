@@ -1,11 +1,12 @@
-"""Values that stand in the launchers and that no rule of theirs would miss: names of TPUs."""
+"""Values that stand in the launchers and that no rule of theirs would miss: names of TPUs, fields of the JobSet, the head of the Slurm script, a wait."""
 
+import re
 import shlex
 from typing import Any
 
 import pytest
 
-from tests.platforms import Platform, option
+from tests.platforms import ROOT, Platform, option
 from tests.test_launch_documented import FLAGS, dry_run, manifest
 
 # As Google documents them (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e, runtimes; GKE: about TPUs in GKE). The names of v4 and v5p count
@@ -50,3 +51,73 @@ def at(value: Any, path: str) -> Any:
     for part in path.split("."):
         value = value[int(part) if part.isdigit() else part]
     return value
+
+
+JOB = "spec.replicatedJobs.0.template.spec"
+POD = f"{JOB}.template.spec"
+TRAIN = f"{POD}.containers.0"
+FIELDS = [  # where, what, and what would happen without it
+    ("metadata.annotations", {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}, "a slice would be spread over two pools"),
+    ("spec.ttlSecondsAfterFinished", 86400, "the logs would be gone at once, or for ever there"),
+    ("spec.failurePolicy.maxRestarts", 3, "the page says so"),
+    ("spec.failurePolicy.restartStrategy", "BlockingRecreate", "new pods would start while the old ones still hold the TPUs"),
+    (f"{JOB}.backoffLimit", 0, "one pod would be started again alone, which the others never meet"),
+    (f"{JOB}.completionMode", "Indexed", "pods would have no number, and so no name that process 0 is found by"),
+    (f"{POD}.restartPolicy", "Never", "a code would be judged by the kubelet, and not by the policies"),
+    (f"{POD}.terminationGracePeriodSeconds", 120, "30 are too few to save"),
+    (f"{POD}.hostNetwork", True, "slices would talk through the pods' slow network"),
+    (f"{POD}.dnsPolicy", "ClusterFirstWithHostNet", "in the host's network the names of pods would not be found"),
+    (f"{POD}.tolerations", [{"key": key, "operator": "Exists"} for key in ("google.com/tpu", "cloud.google.com/gke-spot")], "GKE's taints of TPU nodes"),
+    (f"{TRAIN}.env", [{"name": "PLATFORM", "value": "gke"}], "launch/worker.sh asks for it"),
+    (f"{TRAIN}.ports", [{"containerPort": port} for port in (8471, 8080, 8482)], "TPUs' runtimes, slices, process 0"),
+    (f"{TRAIN}.securityContext", {"privileged": True}, "TPUs of nodes before GKE 1.28 could not be opened"),
+    (f"{TRAIN}.terminationMessagePolicy", "FallbackToLogsOnError", "the status of a failed pod would not say why"),
+    (f"{TRAIN}.volumeMounts", [{"name": "shm", "mountPath": "/dev/shm"}], "64 MB are too few for the runtime"),
+    (f"{POD}.volumes", [{"name": "shm", "emptyDir": {"medium": "Memory"}}], "64 MB are too few for the runtime"),
+]  # fmt: skip
+
+
+def test_fields_of_the_jobset(platform: Platform) -> None:
+    made = manifest(platform)
+    assert [(path, at(made, path), why) for path, _, why in FIELDS] == FIELDS
+
+
+HEAD = {  # what, and what would happen without it
+    "job-name=cdcd_jax": "it would be named after the script",
+    "requeue": "neither a lost node nor the script could queue it again where the cluster's default forbids that",
+    "open-mode=append": "each life would overwrite the words of the one before",
+    "signal=TERM@180": "the end of its time would come with half a minute to save; with B: before it, the script would be told, and not the processes",
+}
+
+
+def test_the_head_of_the_slurm_script() -> None:
+    assert re.findall(r"^#SBATCH --(.*)$", (ROOT / "launch" / "slurm.sbatch").read_text(), re.MULTILINE) == list(HEAD)
+
+
+# What the trainer does on a platform, and how long its process then stays: Kubernetes looks at the pod that fails first, which the one that was told to
+# stop must be, or a pre-emption would count as a failure of the others.
+STAYS = [
+    ("gke", "75", "", ["10"]),
+    ("gke", "75", "0.3", ["0.3"]),
+    ("gke", "told", "0.3", []),
+    ("gke", "1", "0.3", []),
+    ("gke", "0", "0.3", []),
+    ("tpu_vm", "75", "0.3", []),
+    ("slurm", "75", "0.3", []),
+]
+
+
+@pytest.mark.parametrize(("kind", "life", "seconds", "stays"), STAYS)
+def test_a_pod_that_was_not_told_to_stop_lets_the_one_that_was_fail_first(
+    platform: Platform, kind: str, life: str, seconds: str, stays: list[str]
+) -> None:
+    asked = platform.folder / "asked"
+    asked.touch()
+    stub = platform.folder / "bin" / "sleep"  # ten seconds are not waited for; what else sleeps here does so really
+    stub.write_text(f'#!/bin/sh\necho "$1" >>{asked}\n[ "$1" = 10 ] || exec /bin/sleep "$1"\n')
+    stub.chmod(0o755)
+    platform.lives(laptop=life, _0=life)
+    changes = {"PYTHON": str(platform.folder / "trainer"), "PLATFORM": kind, "YIELD_SECONDS": seconds, "STUB_HOST": "laptop"}
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0"} if kind == "slurm" else {}
+    assert platform.run("launch/worker.sh", "--workdir=gs://b/r", **changes, **slurm)[0] == int(life.replace("told", "75"))
+    assert [words for words in asked.read_text().split() if words not in ("0.2", "5")] == stays  # worker.sh's look at its child, the trainer's stand-in
