@@ -212,8 +212,8 @@ words_of() {
     sed -E 's/^[^ ]*:? ?(ERROR|error|Error): //; s/^\(gcloud[^)]*\) //; s/[[:space:]]+/ /g; s/^[-# ]+//; s/[. ]+$//' | cut -c 1-400
 }
 
-# What mends a refusal, by the platform's words; $2 is how to remove what has that name. The first that fits counts: a service that is switched off, and
-# scopes that are missing, are told with PERMISSION_DENIED as well, and a plugin that is missing with "credentials".
+# What mends a refusal, by the platform's words; $2 is how to remove what has that name. The first that fits counts: a service that is switched off,
+# and scopes that are missing, are told with PERMISSION_DENIED as well, and a plugin that is missing with "credentials".
 hint_for() {
   local image=${opt_image-}
   case $1 in

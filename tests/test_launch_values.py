@@ -1,4 +1,4 @@
-"""Values that stand in the launchers and that no rule of theirs would miss: names of TPUs, fields of the JobSet, the head of the Slurm script, a wait."""
+"""Values in the launchers that no rule of theirs would miss: names of TPUs, fields of the JobSet, the head of the Slurm script, a wait."""
 
 import re
 import shlex
@@ -57,7 +57,7 @@ JOB = "spec.replicatedJobs.0.template.spec"
 POD = f"{JOB}.template.spec"
 TRAIN = f"{POD}.containers.0"
 FIELDS = [  # where, what, and what would happen without it
-    ("metadata.annotations", {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}, "a slice would be spread over two pools"),
+    ("metadata.annotations", {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}, "a slice would lie in two pools"),
     ("spec.ttlSecondsAfterFinished", 86400, "the logs would be gone at once, or for ever there"),
     ("spec.failurePolicy.maxRestarts", 3, "the page says so"),
     ("spec.failurePolicy.restartStrategy", "BlockingRecreate", "new pods would start while the old ones still hold the TPUs"),
@@ -67,7 +67,7 @@ FIELDS = [  # where, what, and what would happen without it
     (f"{POD}.terminationGracePeriodSeconds", 120, "30 are too few to save"),
     (f"{POD}.hostNetwork", True, "slices would talk through the pods' slow network"),
     (f"{POD}.dnsPolicy", "ClusterFirstWithHostNet", "in the host's network the names of pods would not be found"),
-    (f"{POD}.tolerations", [{"key": key, "operator": "Exists"} for key in ("google.com/tpu", "cloud.google.com/gke-spot")], "GKE's taints of TPU nodes"),
+    (f"{POD}.tolerations", [{"key": key, "operator": "Exists"} for key in ("google.com/tpu", "cloud.google.com/gke-spot")], "taints of GKE"),
     (f"{TRAIN}.env", [{"name": "PLATFORM", "value": "gke"}], "launch/worker.sh asks for it"),
     (f"{TRAIN}.ports", [{"containerPort": port} for port in (8471, 8080, 8482)], "TPUs' runtimes, slices, process 0"),
     (f"{TRAIN}.securityContext", {"privileged": True}, "TPUs of nodes before GKE 1.28 could not be opened"),
@@ -86,7 +86,7 @@ HEAD = {  # what, and what would happen without it
     "job-name=cdcd_jax": "it would be named after the script",
     "requeue": "neither a lost node nor the script could queue it again where the cluster's default forbids that",
     "open-mode=append": "each life would overwrite the words of the one before",
-    "signal=TERM@180": "the end of its time would come with half a minute to save; with B: before it, the script would be told, and not the processes",
+    "signal=TERM@180": "the end of its time would come with half a minute to save; with B: before it the script would be told, not the processes",
 }
 
 
@@ -94,8 +94,8 @@ def test_the_head_of_the_slurm_script() -> None:
     assert re.findall(r"^#SBATCH --(.*)$", (ROOT / "launch" / "slurm.sbatch").read_text(), re.MULTILINE) == list(HEAD)
 
 
-# What the trainer does on a platform, and how long its process then stays: Kubernetes looks at the pod that fails first, which the one that was told to
-# stop must be, or a pre-emption would count as a failure of the others.
+# What the trainer does on a platform, and how long its process then stays: Kubernetes looks at the pod that fails first, which the one that was told
+# to stop must be, or a pre-emption would count as a failure of the others.
 STAYS = [
     ("gke", "75", "", ["10"]),
     ("gke", "75", "0.3", ["0.3"]),
@@ -120,4 +120,4 @@ def test_a_pod_that_was_not_told_to_stop_lets_the_one_that_was_fail_first(
     changes = {"PYTHON": str(platform.folder / "trainer"), "PLATFORM": kind, "YIELD_SECONDS": seconds, "STUB_HOST": "laptop"}
     slurm = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0"} if kind == "slurm" else {}
     assert platform.run("launch/worker.sh", "--workdir=gs://b/r", **changes, **slurm)[0] == int(life.replace("told", "75"))
-    assert [words for words in asked.read_text().split() if words not in ("0.2", "5")] == stays  # worker.sh's look at its child, the trainer's stand-in
+    assert [words for words in asked.read_text().split() if words not in ("0.2", "5")] == stays  # the looks at the child, and the stand-in's
