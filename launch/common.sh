@@ -8,8 +8,6 @@ root=$(dirname "$launch")
 place=$root # where the trainer starts, from which it finds a config
 # What the machines get of the project: enough to install it and to run its doors. launch/Dockerfile.dockerignore says the same to Docker.
 shipped="cdcd_jax configs launch setup.py pyproject.toml requirements.lock README.md LICENSE"
-grace=${GRACE:-20} # seconds that the others get once one process has ended
-last_lines=20
 
 die() {
   echo "error: $1" >&2
@@ -96,9 +94,14 @@ required() {
   done
 }
 
+# check_count --nodes VALUE 1: a number that bash can count with, to which 08 is none.
 check_count() {
-  [[ $2 =~ ^(0|[1-9][0-9]{0,4})$ && $2 -ge $3 ]] || die "--$1=$2 must be a whole number of at least $3."
+  [[ $2 =~ ^(0|[1-9][0-9]{0,4})$ && $2 -ge $3 ]] || die "$1=$2 must be a whole number from $3 to 99999, without leading zeros."
 }
+
+grace=${GRACE:-20} # seconds that the others get once one process has ended
+check_count GRACE "$grace" 0
+last_lines=20
 
 check_accelerator() {
   [[ " tpu cuda12 cuda13 cpu " == *" $1 "* ]] || die "--accelerator=$1 is none of tpu, cuda12, cuda13 and cpu."
@@ -109,16 +112,27 @@ need() {
   [[ -n $opt_dry_run ]] || command -v "$1" >/dev/null || die "there is no $1 here: $2"
 }
 
+# A folder as it is meant: bash leaves the ~ of --workdir=~/x as it is, and behind a slash at the end the folder above would not be found.
+plain_folder() {
+  local folder=$1
+  case $folder in
+  \~) folder=$HOME ;;
+  \~/*) folder=$HOME/${folder:2} ;;
+  esac
+  while [[ $folder == ?*/ ]]; do folder=${folder%/}; done
+  printf '%s\n' "$folder"
+}
+
 # The trainer's flags: a config that the machines will have, and a workdir that outlives them, and that all of them see, as $1 begins: with "" it is a
 # folder, and the project itself lies where the machines see it. Sets workdir. Where a launcher makes slices, the trainer is told how many.
 check_trainer_flags() {
-  local flag file="" slices=""
+  local flag file="" slices="" index=0 place_of_workdir
   workdir=""
   for flag in ${ARGS[@]+"${ARGS[@]}"}; do
     [[ $flag == --?*=* ]] || die "the trainer's flag '$flag' has no value: each is one word, --name=value."
     [[ $flag == *[[:cntrl:]]* ]] && die "a flag of the trainer holds a line break or another control character: $(printf %q "$flag")."
     case $flag in
-    --workdir=*) workdir=${flag#*=} ;;
+    --workdir=*) workdir=${flag#*=} place_of_workdir=$index ;;
     --config.mesh.slices=*) slices=${flag#*=} ;;
     --config=*)
       file=${flag#*=}
@@ -132,11 +146,17 @@ check_trainer_flags() {
     --config.?*=* | --go_back_to=* | --verbosity=*) ;;
     *) die "the trainer has no flag ${flag%%=*}: it has --config, --config.SECTION.KEY, --workdir and --go_back_to." ;;
     esac
+    index=$((index + 1))
   done
   [[ -n $workdir && -n $file ]] || die "the trainer needs --config and --workdir, each with =: -- --config=configs/... --workdir=$1..."
   [[ $workdir == "$1"* ]] || die "--workdir=$workdir must begin with $1: only there all machines see it, and it is still there after a pre-emption."
+  [[ ! $workdir =~ ^[A-Za-z0-9.+-]+:/ || $workdir =~ ^(gs|s3):// ]] ||
+    die "--workdir=$workdir is no place for a run: name a folder, or one in a bucket, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER."
   [[ $workdir != *://* || $workdir =~ ^[a-z0-9]+://[^/]+/+[^/] ]] ||
     die "--workdir=$workdir must name a bucket and a folder in it: gs://BUCKET/FOLDER."
+  [[ ! $workdir =~ ^~[^/] ]] || die "--workdir=$workdir is in the home of somebody, which is not looked up here: write its whole path."
+  workdir=$(plain_folder "$workdir")
+  ARGS[place_of_workdir]=--workdir=$workdir
   if [[ -n ${opt_slices-} ]]; then
     [[ ${slices:-$opt_slices} == "$opt_slices" ]] ||
       die "--slices=$opt_slices and --config.mesh.slices=$slices differ: give --slices alone, the trainer is told."
@@ -146,15 +166,21 @@ check_trainer_flags() {
 }
 
 # What the trainer itself says of its flags, where it is installed here: it would say it on every machine, once those were paid for. Where it is not
-# installed, or is broken, nothing is said.
+# installed, or is broken, nothing is said. A config file may name slices as well. --slices=2 goes before it, as a flag does; with one slice no
+# flag is given, and what it names would only fail on the machines.
 ask_trainer() {
   local python=${CHECKER-$root/.venv/bin/python} words code="
 from cdcd_jax import doors, train
 from cdcd_jax.config import from_dict
-doors.run(lambda: from_dict(train.CONFIG.value) and 0)"
+doors.run(lambda: print('mesh.slices is', from_dict(train.CONFIG.value).mesh.slices))"
   command -v "$python" >/dev/null || return 0
-  words=$(cd "$place" && "$python" -c "$code" "${ARGS[@]}" 2>&1 >/dev/null </dev/null) && return
-  [[ $? != 2 ]] || die "$(tail -n 1 <<<"${words#error: }")"
+  if words=$(cd "$place" && "$python" -u -c "$code" "${ARGS[@]}" 2>&1 </dev/null); then
+    [[ -z ${opt_slices-} || ! $words =~ mesh\.slices\ is\ ([0-9]+) || ${BASH_REMATCH[1]} == "$opt_slices" ]] ||
+      die "--slices=$opt_slices and the config's mesh.slices=${BASH_REMATCH[1]} differ: give --slices=${BASH_REMATCH[1]}, or change the config."
+  elif [[ $? == 2 ]]; then
+    words=${words##*$'\n'} # a config may print something before
+    die "${words#error: }"
+  fi
 }
 
 # A word as one may type it, quoted only where it must be.
@@ -186,7 +212,8 @@ words_of() {
     sed -E 's/^[^ ]*:? ?(ERROR|error|Error): //; s/^\(gcloud[^)]*\) //; s/[[:space:]]+/ /g; s/^[-# ]+//; s/[. ]+$//' | cut -c 1-400
 }
 
-# What mends a refusal, by the platform's words; $2 is how to remove what has that name.
+# What mends a refusal, by the platform's words; $2 is how to remove what has that name. The first that fits counts: a service that is switched off,
+# and scopes that are missing, are told with PERMISSION_DENIED as well, and a plugin that is missing with "credentials".
 hint_for() {
   local image=${opt_image-}
   case $1 in
@@ -196,12 +223,23 @@ hint_for() {
     echo "log docker in with gcloud auth configure-docker ${image%%/*}, by an account that may write there (Artifact Registry Writer)"
     ;;
   *ALREADY_EXISTS* | *AlreadyExists* | *"already exists"*) echo "the name is taken: choose another, or remove that one with: $2" ;;
-  *[Qq]uota* | *QUOTA*) echo "ask for quota, or name another zone or a smaller topology" ;;
-  *"no more capacity"* | *[Ii]nsufficient* | *RESOURCE_EXHAUSTED*) echo "try another zone, or --spot" ;;
   *"not been used"* | *SERVICE_DISABLED*) echo "switch the service on: gcloud services enable tpu.googleapis.com container.googleapis.com" ;;
-  *core/project*) echo "name the project: --project=P, or gcloud config set project P" ;;
+  *"quota project"*) echo "name the project that is asked for it: gcloud auth application-default set-quota-project P" ;;
+  *[Qq]uota* | *QUOTA*) echo "ask for quota, or name another zone or a smaller topology" ;;
+  *"authentication scopes"* | *SCOPE_INSUFFICIENT*)
+    echo "log in anew: gcloud auth login (without it one of Google's machines has only the scopes that it was made with: it needs cloud-platform)"
+    ;;
+  *core/project* | *"property [project]"*) echo "name the project: --project=P, or gcloud config set project P" ;;
+  *gke-gcloud-auth-plugin*"not found"*) echo "install it: gcloud components install gke-gcloud-auth-plugin" ;;
+  *"nvalid partition"* | *"node configuration is not available"*) echo "what the cluster has: sinfo --format='%P %D %G %l'" ;;
+  *"nvalid account"* | *"nvalid qos"*) echo "what you may name: sacctmgr show associations user=$(id -un) format=account,partition,qos" ;;
   *"auth login"* | *credentials* | *Unauthorized* | *"You must be logged in"*) echo "log in: gcloud auth login" ;;
-  *PERMISSION_DENIED* | *orbidden* | *"do not have permission"*) echo "the account or the project is not the right one: gcloud config list" ;;
+  *PERMISSION_DENIED* | *orbidden* | *"do not have permission"* | *[Ii]"nsufficient permission"* | *[Ii]"nsufficient Permission"*)
+    echo "the account or the project is not the right one: gcloud config list"
+    ;;
+  *"no more capacity"* | *[Ii]nsufficient* | *RESOURCE_EXHAUSTED* | *RESOURCE_POOL_EXHAUSTED* | *"not have enough resources"*)
+    echo "try another zone, or --spot"
+    ;;
   *ccelerator*"not found"* | *NOT_FOUND*cceleratorType*) echo "what the zone has: gcloud compute tpus accelerator-types list --zone=ZONE" ;;
   *"no matches for kind"* | *"unknown field"*) echo "the cluster needs JobSet $jobset_version or later: launch/gke/jobset.sh setup" ;;
   *"connection to the server"* | *"current-context"*)

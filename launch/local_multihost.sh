@@ -37,10 +37,9 @@ for word in "$@"; do
 done
 [[ $count =~ ^[1-9][0-9]{0,3}$ ]] || die "the number of processes must be a whole number from 1 to 9999, not '$count': \
 launch/local_multihost.sh [--max-restarts=K] N ARGS..."
-[[ $max_restarts =~ ^[0-9]+$ ]] || die "--max-restarts=$max_restarts must be a whole number."
+check_count --max-restarts "$max_restarts" 0
 
 python=${PYTHON:-$root/.venv/bin/python}
-[[ $grace =~ ^[0-9]+$ ]] || die "GRACE=$grace must be a whole number of seconds."
 place=$PWD
 : "${CHECKER=$python}"
 check_trainer_flags ""

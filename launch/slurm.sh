@@ -45,10 +45,10 @@ setup)
   ;;
 run)
   required nodes gpus
-  check_count nodes "$opt_nodes" 1
-  check_count gpus "$opt_gpus" 1
-  check_count max-restarts "${opt_max_restarts:=3}" 0
-  [[ -z $opt_cpus ]] || check_count cpus "$opt_cpus" 1
+  check_count --nodes "$opt_nodes" 1
+  check_count --gpus "$opt_gpus" 1
+  check_count --max-restarts "${opt_max_restarts:=3}" 0
+  [[ -z $opt_cpus ]] || check_count --cpus "$opt_cpus" 1
   check_trainer_flags ""
   [[ ! $workdir =~ ^/(tmp|var/tmp|dev/shm)(/|$) ]] ||
     die "--workdir=$workdir is another folder on each node: name one that all nodes see, as runs/$opt_name."

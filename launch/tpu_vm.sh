@@ -38,14 +38,14 @@ run) read_options "$request max-restarts=" "$@" ;;
 *) die "usage: launch/tpu_vm.sh create|setup|run|logs|stop|delete --name=N --zone=Z ..., not '$verb' (--help tells more)." ;;
 esac
 required name zone
-check_count slices "${opt_slices:=1}" 1
+check_count --slices "${opt_slices:=1}" 1
 if [[ $verb == create || $verb == run ]]; then
   required topology
   [[ -z $opt_spot || -z $opt_reserved ]] || die "--spot and --reserved exclude each other."
   tpu "$opt_topology"
 fi
 if [[ $verb == run ]]; then
-  check_count max-restarts "${opt_max_restarts:=3}" 0
+  check_count --max-restarts "${opt_max_restarts:=3}" 0
   check_trainer_flags gs://
 fi
 only_run_takes_flags "$verb"

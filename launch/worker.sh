@@ -38,7 +38,7 @@ esac
 for flag in "$@"; do
   case $flag in --workdir=*) workdir=${flag#*=} ;; esac
 done
-workdir=${workdir-}
+workdir=$(plain_folder "${workdir-}")
 [[ $workdir == */* ]] && export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${workdir%/*}/compiled}"
 
 # Machines of one job are not ready at the same time: one may still pull an image when another already waits. The default is made for one machine.

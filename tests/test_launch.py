@@ -168,6 +168,8 @@ def test_one_that_does_not_end_with_the_others_is_killed(tmp_path: pathlib.Path)
         (["-n", "2"], "unknown option -n"),
         (["--max-restarts=x", "2"], "--max-restarts=x must be a whole number"),
         (["2", "--max-restarts=x"], "--max-restarts=x must be a whole number"),
+        (["2", "--max-restarts=08"], "--max-restarts=08 must be a whole number from 0 to 99999, without leading zeros.\n"),  # it would never end
+        (["2", "--max-restarts=100000", "--dry-run"], "--max-restarts=100000 must be a whole number from 0 to 99999"),
         (["--dry-run", "2"], "the trainer needs --config and --workdir"),
         (["2", "--dry-run", "--config=configs/dmo.py"], "the config file configs/dmo.py does not exist in "),
         (["--dry-run", "2", *FLAGS, "--config.train.batch_size=0"], "config key 'train.batch_size' must be above 0, not 0."),

@@ -272,6 +272,13 @@ def test_the_demo_fits_the_chips_that_the_page_names() -> None:
     assert mesh.sizes(from_dict(config), 32) == (32, 1, 1)
 
 
+def test_the_help_of_xpk_tells_which_codes_it_starts_again_as_the_page_does(platform: Platform) -> None:
+    page = (ROOT / "docs" / "LAUNCH.md").read_text()
+    also = re.search(r"xpk has\s+its own rules: it counts every restart, and starts (\d+) and (\d+ to \d+) again as well", page)
+    said = " ".join(platform.run("launch/gke/xpk.sh", "--help")[1].split())
+    assert also and f"when it ends with {also[1]} or {also[2]}; any other code ends the job." in said
+
+
 def test_every_launcher_has_help(platform: Platform) -> None:
     for script in sorted({words.split()[0] for words in EVERY}):
         code, out, _ = platform.run(f"launch/{script}", "--help")

@@ -43,6 +43,15 @@ def test_worker_keeps_what_its_platform_sets_and_nothing_else(platform: Platform
     assert all((f"left over from before, and removed: {name}=5" in err) == (name not in found) for name in names)
 
 
+@pytest.mark.parametrize(
+    ("workdir", "compiled"), [("~/x", "/home/ann/compiled"), ("/shared/runs/a/", "/shared/runs/compiled"), ("gs://b/r//", "gs://b/compiled")]
+)
+def test_worker_keeps_what_is_compiled_beside_the_workdir(platform: Platform, workdir: str, compiled: str) -> None:
+    platform.lives(laptop="0")
+    assert worker(platform, f"--workdir={workdir}", STUB_HOST="laptop", HOME="/home/ann")[0] == 0
+    assert f"JAX_COMPILATION_CACHE_DIR={compiled}" in (platform.folder / "lives" / "laptop.environment").read_text().splitlines()
+
+
 def test_worker_waits_for_devices_that_another_process_holds(platform: Platform) -> None:
     device = platform.folder / "vfio0"
     device.touch()

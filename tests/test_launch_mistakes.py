@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -41,6 +42,49 @@ def test_the_image_says_what_docker_lacks(platform: Platform, failing: str, word
     assert code == 2 and err.strip("\n").count("\n") == 0 and err.lstrip("\n").startswith(said), err
 
 
+# The platforms' words for typical refusals, as they print them, and how what mends each begins
+LOGIN = "log in: gcloud auth login"
+CAPACITY = "try another zone, or --spot"
+WRONG = "the account or the project is not the right one: gcloud config list"
+HINTS = [
+    ("ERROR: (gcloud.x.create) PERMISSION_DENIED: Request had insufficient authentication scopes.", "log in anew: gcloud auth login (without it one"),
+    ("ERROR: (gcloud.x.create) PERMISSION_DENIED: Permission 'tpu.nodes.create' denied on 'projects/p'", WRONG),
+    ("Error 403: Insufficient Permission", WRONG),
+    ("ERROR: (gcloud.x.create) PERMISSION_DENIED: Cloud TPU API has not been used in project 1 before or it is disabled.", "switch the service on: "),
+    ("Unable to connect to the server: getting credentials: exec: executable gke-gcloud-auth-plugin not found",
+     "install it: gcloud components install gke-gcloud-auth-plugin"),
+    ("Unable to connect to the server: getting credentials: exec: executable gke-gcloud-auth-plugin failed with exit code 1", LOGIN),
+    ("ERROR: (gcloud.x.create) You do not currently have an active account selected.\nPlease run:\n\n  $ gcloud auth login", LOGIN),
+    ("ERROR: (gcloud.x.create) UNAUTHENTICATED: Request had invalid authentication credentials.", LOGIN),
+    ("error: You must be logged in to the server (Unauthorized)", LOGIN),
+    ("[ERROR] code: ZONE_RESOURCE_POOL_EXHAUSTED, The zone 'projects/p/zones/us-a1-b' does not have enough resources available", CAPACITY),
+    ("The zone 'projects/p/zones/us-a1-b' does not have enough resources available to fulfill the request.  '(resource type:compute)'.", CAPACITY),
+    ("ERROR: (gcloud.x.create) RESOURCE_EXHAUSTED: Insufficient capacity.", CAPACITY),
+    ("ERROR: (gcloud.x.create) Insufficient regional quota to satisfy request: resource \"TPUS\"", "ask for quota, or name another zone "),
+    ("ERROR: (gcloud.x.create) The tpu.googleapis.com API requires a quota project, which is not set by default.",
+     "name the project that is asked for it: "),
+    ("ERROR: (gcloud.x.create) The required property [project] is not currently set.\nYou may set it by running:\n\n  $ gcloud config set project V",
+     "name the project: --project=P, or gcloud config set project P"),
+    ("sbatch: error: invalid partition specified: gpuu\nsbatch: error: Batch job submission failed: Invalid partition name specified",
+     "what the cluster has: sinfo "),
+    ("sbatch: error: Batch job submission failed: Requested node configuration is not available", "what the cluster has: sinfo "),
+    ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+     "what you may name: sacctmgr show associations user="),
+    ("sbatch: error: Batch job submission failed: Invalid qos specification", "what you may name: sacctmgr show associations user="),
+    ("ERROR: (gcloud.x.create) INTERNAL: an internal error", "nothing was tried again"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "hint"), HINTS)
+def test_what_mends_a_refusal(platform: Platform, words: str, hint: str) -> None:
+    """The words go the way that every refusal goes, to one sentence with what mends it."""
+    platform.answer("gcloud", (1, "", words + "\n"))
+    script = f"source {ROOT}/launch/common.sh; make_scratch; opt_dry_run='' try_to 'do it' 'remove it' gcloud"
+    ended = subprocess.run(["bash", "-c", script], env=platform.environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith("error: could not do it: ") and f"; {hint}" in ended.stderr, ended.stderr
+
+
 # Mistakes: the launcher, its words, what the one line says
 
 RUN = "tpu_vm.sh run --name=a --zone=us-a1-b --topology=v5e:4x4"
@@ -67,7 +111,7 @@ MISTAKES = [
     (f"{SLURM} --time=24h {GOOD}", "--time=24h must be minutes, or written as 24:00:00 (hours) or 2-12:00:00 (two days and twelve hours).\n"),
     (f"{SLURM} --time=1:00:00:00 {GOOD}", "--time=1:00:00:00 must be minutes"),
     ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x4 --spot --reserved", "--spot and --reserved exclude each other."),
-    ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x4 --slices=0", "--slices=0 must be a whole number of at least 1."),
+    ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x4 --slices=0", "--slices=0 must be a whole number from 1 to 99999"),
     ("tpu_vm.sh create --name=a --zone=us-a1-b --topolgy=v5e:4x4", "unknown option --topolgy=v5e:4x4 (known: --name=... --zone=... "),
     ("tpu_vm.sh logs --nam=a", "unknown option --nam=a (known: --name=... --zone=... --project=... --slices=... --dry-run --help).\n"),
     ("tpu_vm.sh logs a", "unexpected word 'a': options are written --name=value.\n"),
@@ -91,6 +135,11 @@ MISTAKES = [
     (f"{SLURM} -- --config=configs/demo.py --workdir=s3:///r", "--workdir=s3:///r must name a bucket"),
     (f"{SLURM} -- --config=configs/demo.py --workdir=/tmp/r", "--workdir=/tmp/r is another folder on each node: name one that all nodes see"),
     (f"{SLURM} -- --config=configs/demo.py --workdir=/dev/shm", "--workdir=/dev/shm is another folder on each node"),
+    (f"{SLURM} -- --config=configs/demo.py --workdir=/tmp/", "--workdir=/tmp is another folder on each node"),
+    (f"{SLURM} -- --config=configs/demo.py --workdir=ftp://x/y", "--workdir=ftp://x/y is no place for a run: name a folder, or one in a bucket, gs://"),
+    (f"{SLURM} -- --config=configs/demo.py --workdir=gs:/b/r", "--workdir=gs:/b/r is no place for a run"),
+    (f"{SLURM} -- --config=configs/demo.py --workdir=~ann/r", "--workdir=~ann/r is in the home of somebody, which is not looked up here"),
+    (f"{RUN} -- --config=configs/demo.py --workdir=~/r", "--workdir=~/r must begin with gs://"),
     (f"{RUN} -- --config=./docs/RESULTS.md", "the config file docs/RESULTS.md is not among what the machines get of "),
     (f"{RUN} -- --config=configs/demo.py", "the trainer needs --config and --workdir, each with =: -- --config=configs/... --workdir=gs://..."),
     (f"{RUN} -- --workdir=gs://b/a", "the trainer needs --config and --workdir, each with =: -- --config=configs/..."),
@@ -99,11 +148,12 @@ MISTAKES = [
     (f"{RUN} {GOOD} --config.mesh.slices=2", "--slices=1 and --config.mesh.slices=2 differ: "),
     (f"{MANIFEST} --topology=v5e:4x4 {GOOD} --config.mesh.slices=2", "--slices=1 and --config.mesh.slices=2 differ: "),
     (f"{XPK} {GOOD} --config.mesh.slices=2", "--slices=1 and --config.mesh.slices=2 differ: "),
-    (f"{RUN} --max-restarts=x {GOOD}", "--max-restarts=x must be a whole number of at least 0."),
+    (f"{RUN} --max-restarts=x {GOOD}", "--max-restarts=x must be a whole number from 0 to 99999, without leading zeros."),
+    (f"{SLURM} --max-restarts=08 {GOOD}", "--max-restarts=08 must be a whole number"),
     (f"{MANIFEST} --topology=v5e:2x2 --slices=2 {GOOD}", "GKE has no multislice of v5e:2x2, which is"),
     (f"gke/jobset.sh run --name=a --topology=v5e:4x4 {GOOD}", "--image=... is missing"),
     ("gke/xpk.sh create --cluster=c --topology=v5e:4x4", "--zone=... is missing"),
-    ("slurm.sh run --name=a --nodes=0 --gpus=8 -- --config=configs/demo.py --workdir=r", "--nodes=0 must be a whole number of at least 1."),
+    ("slurm.sh run --name=a --nodes=0 --gpus=8 -- --config=configs/demo.py --workdir=r", "--nodes=0 must be a whole number from 1 to 99999"),
     (SLURM, "the trainer needs --config and --workdir"),
     ("slurm.sh setup --accelerator=cuda11 --dry-run", "--accelerator=cuda11 is none of tpu, cuda12, cuda13 and cpu."),
     ("image.sh --image=r/i:1 --accelerator=gpu", "--accelerator=gpu is none of tpu, cuda12, cuda13 and cpu."),
@@ -132,6 +182,38 @@ def test_what_the_platforms_take_is_taken(platform: Platform, words: str) -> Non
     assert platform.run(f"launch/{words.split()[0]}", *words.split()[1:], "--dry-run", *flags)[0] == 0
 
 
+def test_a_count_that_bash_cannot_read_is_refused_where_the_job_is_submitted_by_hand(platform: Platform) -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}
+    code, _, err = platform.run("launch/slurm.sbatch", "--max-restarts=08", *TRAINER[1:], **job)
+    assert (code, err) == (2, "error: --max-restarts=08 must be a whole number from 0 to 99999, without leading zeros.\n")
+    assert not platform.calls()
+
+
+@pytest.mark.parametrize("words", [f"local_multihost.sh 2 {GOOD}", f"{RUN} {GOOD}", f"{SLURM} {GOOD}", f"slurm.sbatch {GOOD}"])
+def test_a_grace_that_bash_cannot_read_is_refused(platform: Platform, words: str) -> None:
+    script, *rest = words.replace(" --", " --dry-run --", 1).split() if "sbatch" not in words else words.split()
+    code, _, err = platform.run(f"launch/{script}", *rest, GRACE="08", SLURM_JOB_ID="7", SLURM_NTASKS="1")
+    assert (code, err) == (2, "error: GRACE=08 must be a whole number from 0 to 99999, without leading zeros.\n")
+    assert not platform.calls()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("~/x", "/home/ann/x"), ("~", "/home/ann"), ("/shared/runs/a//", "/shared/runs/a"), ("s3://b/r/", "s3://b/r"), ("/shared/~/a", "/shared/~/a")],
+)
+def test_a_workdir_is_passed_on_as_it_is_meant(platform: Platform, given: str, meant: str) -> None:
+    """bash leaves the ~ of --workdir=~/x as it is."""
+    for words in (SLURM, "local_multihost.sh 1"):
+        script, *options = words.split()
+        flags = ["--config=configs/demo.py", f"--workdir={given}", "--verbosity=0"]
+        code, out, err = platform.run(f"launch/{script}", *options, "--dry-run", "--", *flags, HOME="/home/ann")
+        assert (code, err) == (0, "") and f" --config=configs/demo.py {quoted(f'--workdir={meant}')} --verbosity=0\n" in out, out
+
+
+def quoted(word: str) -> str:
+    return f"'{word}'" if "~" in word else word
+
+
 def test_a_value_of_several_words_is_refused(platform: Platform) -> None:
     for option in ("partition", "account", "qos"):
         code, _, err = platform.run(f"launch/{SLURM.split()[0]}", *SLURM.split()[1:], f"--{option}=a b", *TRAINER)
@@ -150,6 +232,17 @@ def test_the_trainer_is_asked_about_its_flags_where_it_is_installed(platform: Pl
     assert (code, err) == (2 if said else 0, said)
     # An installation that is broken has no say.
     assert platform.run("launch/tpu_vm.sh", *RUN.split()[1:], "--dry-run", *TRAINER, flag, CHECKER="/bin/false")[0] == 0
+
+
+@pytest.mark.parametrize(("options", "said"), [("", "error: --slices=1 and the config's mesh.slices=2 differ: "), ("--slices=2", "")])
+def test_a_config_file_that_asks_for_slices_is_held_against_those_that_are_made(platform: Platform, options: str, said: str) -> None:
+    """With one slice it would only fail on the machines."""
+    project = platform.project()
+    (project / "configs" / "two.py").write_text((project / "configs" / "demo.py").read_text().replace("return c", "c.mesh.slices = 2\n    return c"))
+    flags = ["--dry-run", "--", "--config=configs/two.py", "--workdir=gs://b/r"]
+    words = [*RUN.split()[1:], *options.split(), *flags]
+    code, _, err = platform.run(project / "launch" / "tpu_vm.sh", *words, CHECKER=sys.executable, PYTHONPATH=str(ROOT))
+    assert code == (2 if said else 0) and err.startswith(said) and err.count("\n") == bool(said), err
 
 
 def test_the_flags_that_launchers_let_through_are_the_trainers(platform: Platform) -> None:

@@ -37,9 +37,9 @@ if [[ $verb != setup ]]; then
 fi
 if [[ $verb == run ]]; then
   required topology image
-  check_count slices "${opt_slices:=1}" 1
+  check_count --slices "${opt_slices:=1}" 1
   check service-account '^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$' "the name of one of Kubernetes in that namespace, and not Google's address"
-  check_count max-restarts "${opt_max_restarts:=3}" 0
+  check_count --max-restarts "${opt_max_restarts:=3}" 0
   check_trainer_flags gs://
   on_gke
 fi

@@ -9,9 +9,9 @@
 # Each with --dry-run, which prints the commands and calls none. The image comes from launch/image.sh. More options: --project=P; for run --slices=S,
 # --max-restarts=K (20). Of --slices the trainer is told.
 #
-# Kubernetes starts the job again, K times at most, when a pod ends with 75, is killed or is pre-empted (xpk counts all of these); any other code ends
-# the job. `run` watches, and ends with the job's code after the last lines of the pod that failed; Ctrl-C ends only
-# the watching, with 130.
+# Kubernetes starts the job again, K times at most, when a pod ends with 75, is killed or is pre-empted (xpk counts all of these), and, by xpk's own
+# rule, when it ends with 42 or 127 to 255; any other code ends the job. `run` watches, and ends with the job's code after the last lines of the pod
+# that failed; Ctrl-C ends only the watching, with 130.
 
 # shellcheck disable=SC2154 # read_options sets opt_...
 set -uo pipefail
@@ -43,12 +43,12 @@ if [[ $verb == run || $verb == logs || $verb == delete ]]; then
 fi
 if [[ $verb == run || $verb == create ]]; then
   required topology
-  check_count slices "${opt_slices:=1}" 1
+  check_count --slices "${opt_slices:=1}" 1
   on_gke
 fi
 if [[ $verb == run ]]; then
   required image
-  check_count max-restarts "${opt_max_restarts:=20}" 0
+  check_count --max-restarts "${opt_max_restarts:=20}" 0
   check_trainer_flags gs://
 fi
 need xpk "install it with pip install xpk."
