@@ -4,6 +4,8 @@
 # shellcheck disable=SC2034 # what is set here is read by those who source it
 
 launch=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/refusals.sh
+source "$launch/refusals.sh"
 root=$(dirname "$launch")
 place=$root # where the trainer starts, from which it finds a config
 # What the machines get of the project: enough to install it and to run its doors. launch/Dockerfile.dockerignore says the same to Docker.
@@ -76,6 +78,8 @@ check_values() {
   check zone '^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$' "a zone, as us-central1-a"
   [[ -n ${opt_no_push-} ]] || check image '^[^[:space:]/@]+(/[^[:space:]/:@]+)+(:[A-Za-z0-9_][A-Za-z0-9_.-]*|@sha256:[0-9a-f]{64})$' \
     "a place in a registry and a tag, as us-docker.pkg.dev/PROJECT/REPOSITORY/cdcd_jax:1"
+  [[ -n ${opt_no_push-} || -n $opt_dry_run || ! ${opt_image-} =~ [A-Z].*[/:] ]] ||
+    die "--image=$opt_image has capitals, which only a tag may have: put your project and repository in their place."
   check time '^[0-9]+(-[0-9]{1,2})?(:[0-9]{1,2}){0,2}$' "minutes, or written as 24:00:00 (hours) or 2-12:00:00 (two days and twelve hours)"
   for option in partition account qos; do check "$option" '^[^[:space:]]+$' "one word"; done
 }
@@ -124,7 +128,8 @@ plain_folder() {
 }
 
 # The trainer's flags: a config that the machines will have, and a workdir that outlives them, and that all of them see, as $1 begins: with "" it is a
-# folder, and the project itself lies where the machines see it. Sets workdir. Where a launcher makes slices, the trainer is told how many.
+# folder, and the project itself lies where the machines see it. Sets workdir. Where a launcher makes slices, the trainer is told how many. $2 is the
+# number of devices, where the launcher knows it.
 check_trainer_flags() {
   local flag file="" slices="" index=0 place_of_workdir
   workdir=""
@@ -154,6 +159,8 @@ check_trainer_flags() {
     die "--workdir=$workdir is no place for a run: name a folder, or one in a bucket, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER."
   [[ $workdir != *://* || $workdir =~ ^[a-z0-9]+://[^/]+/+[^/] ]] ||
     die "--workdir=$workdir must name a bucket and a folder in it: gs://BUCKET/FOLDER."
+  [[ -n $opt_dry_run || ! $workdir =~ ^[a-z0-9]+://[^/]*[A-Z] ]] ||
+    die "--workdir=$workdir names no bucket, whose name has no capitals: put yours in its place."
   [[ ! $workdir =~ ^~[^/] ]] || die "--workdir=$workdir is in the home of somebody, which is not looked up here: write its whole path."
   workdir=$(plain_folder "$workdir")
   ARGS[place_of_workdir]=--workdir=$workdir
@@ -162,17 +169,26 @@ check_trainer_flags() {
       die "--slices=$opt_slices and --config.mesh.slices=$slices differ: give --slices alone, the trainer is told."
     [[ -n $slices || $opt_slices == 1 ]] || ARGS+=("--config.mesh.slices=$opt_slices")
   fi
-  ask_trainer
+  ask_trainer "$1" "${2-}"
 }
 
 # What the trainer itself says of its flags, where it is installed here: it would say it on every machine, once those were paid for. Where it is not
-# installed, or is broken, nothing is said. A config file may name slices as well. --slices=2 goes before it, as a flag does; with one slice no
+# installed, or is broken, nothing is said. A config file may name slices as well, or a text that the machines do not get. --slices=2 goes before it, as a flag does; with one slice no
 # flag is given, and what it names would only fail on the machines.
 ask_trainer() {
   local python=${CHECKER-$root/.venv/bin/python} words code="
 from cdcd_jax import doors, train
-from cdcd_jax.config import from_dict
-doors.run(lambda: print('mesh.slices is', from_dict(train.CONFIG.value).mesh.slices))"
+from cdcd_jax.config import UserError, from_dict
+from cdcd_jax.data import places
+from cdcd_jax.parallel import mesh
+def look():
+    config = from_dict(train.CONFIG.value)
+    print('mesh.slices is', config.mesh.slices)
+    if '$1' and places.beside(config.data):
+        raise UserError(f'the machines have no {config.data.source}: copy it to the bucket, and write --config.data.source=$1...')
+    if '$2':
+        mesh.sizes(config, int('$2'))
+doors.run(look)"
   command -v "$python" >/dev/null || return 0
   if words=$(cd "$place" && "$python" -u -c "$code" "${ARGS[@]}" 2>&1 </dev/null); then
     [[ -z ${opt_slices-} || ! $words =~ mesh\.slices\ is\ ([0-9]+) || ${BASH_REMATCH[1]} == "$opt_slices" ]] ||
@@ -201,72 +217,6 @@ act() {
 # With --dry-run: what happens between the commands.
 note() {
   [[ -z $opt_dry_run ]] || echo "# $*"
-}
-
-# The platform's own words for a failure, in one line: its last error, or else its last line.
-words_of() {
-  awk '{ sub(/\r$/, "") }
-       /^[^ ]*:? ?(ERROR|error|Error): / || /^#####/ { words = ""; found = 1 }
-       NF { words = found ? (words == "" ? $0 : words " " $0) : $0 }
-       END { print words }' "$1" |
-    sed -E 's/^[^ ]*:? ?(ERROR|error|Error): //; s/^\(gcloud[^)]*\) //; s/[[:space:]]+/ /g; s/^[-# ]+//; s/[. ]+$//' | cut -c 1-400
-}
-
-# What mends a refusal, by the platform's words; $2 is how to remove what has that name. The first that fits counts: a service that is switched off,
-# and scopes that are missing, are told with PERMISSION_DENIED as well, and a plugin that is missing with "credentials".
-hint_for() {
-  local image=${opt_image-}
-  case $1 in
-  *"permission denied"*[Dd]"ocker daemon"* | *"permission denied"*docker.sock*) echo "let this account use docker: sudo usermod -aG docker $(id -un)" ;;
-  *[Dd]"ocker daemon"*) echo "start it: sudo systemctl start docker, or open Docker Desktop" ;;
-  *"basic auth"* | *"denied: "* | *unauthorized:* | *Unauthenticated*)
-    echo "log docker in with gcloud auth configure-docker ${image%%/*}, by an account that may write there (Artifact Registry Writer)"
-    ;;
-  *ALREADY_EXISTS* | *AlreadyExists* | *"already exists"*) echo "the name is taken: choose another, or remove that one with: $2" ;;
-  *"not been used"* | *SERVICE_DISABLED*) echo "switch the service on: gcloud services enable tpu.googleapis.com container.googleapis.com" ;;
-  *"quota project"*) echo "name the project that is asked for it: gcloud auth application-default set-quota-project P" ;;
-  *[Qq]uota* | *QUOTA*) echo "ask for quota, or name another zone or a smaller topology" ;;
-  *"authentication scopes"* | *SCOPE_INSUFFICIENT*)
-    echo "log in anew: gcloud auth login (without it one of Google's machines has only the scopes that it was made with: it needs cloud-platform)"
-    ;;
-  *core/project* | *"property [project]"*) echo "name the project: --project=P, or gcloud config set project P" ;;
-  *gke-gcloud-auth-plugin*"not found"*) echo "install it: gcloud components install gke-gcloud-auth-plugin" ;;
-  *"nvalid partition"* | *"node configuration is not available"*) echo "what the cluster has: sinfo --format='%P %D %G %l'" ;;
-  *"nvalid account"* | *"nvalid qos"*) echo "what you may name: sacctmgr show associations user=$(id -un) format=account,partition,qos" ;;
-  *"auth login"* | *credentials* | *Unauthorized* | *"You must be logged in"*) echo "log in: gcloud auth login" ;;
-  *PERMISSION_DENIED* | *orbidden* | *"do not have permission"* | *[Ii]"nsufficient permission"* | *[Ii]"nsufficient Permission"*)
-    echo "the account or the project is not the right one: gcloud config list"
-    ;;
-  *"no more capacity"* | *[Ii]nsufficient* | *RESOURCE_EXHAUSTED* | *RESOURCE_POOL_EXHAUSTED* | *"not have enough resources"*)
-    echo "try another zone, or --spot"
-    ;;
-  *ccelerator*"not found"* | *NOT_FOUND*cceleratorType*) echo "what the zone has: gcloud compute tpus accelerator-types list --zone=ZONE" ;;
-  *"no matches for kind"* | *"unknown field"*) echo "the cluster needs JobSet $jobset_version or later: launch/gke/jobset.sh setup" ;;
-  *"connection to the server"* | *"current-context"*)
-    echo "point kubectl at the cluster: gcloud container clusters get-credentials NAME --location=ZONE"
-    ;;
-  *) echo "nothing was tried again" ;;
-  esac
-}
-jobset_version=v0.10.1 # the first with onJobFailureMessagePatterns whose manifests are whole; xpk 1.16 installs it as well
-
-# Ends with the launcher's sentence $absent where the platform's last words, which match $absent_words then, say that nothing has that name.
-absent="" absent_words=""
-say_absent() {
-  [[ -z $absent_words ]] || ! grep -qE "$absent_words" "$scratch/words" 2>/dev/null || die "$absent"
-}
-
-# try_to "make X" "command that removes X" COMMAND...: runs it (or shows it); when it fails says so in one sentence and ends.
-try_to() {
-  local what=$1 removal=$2 words
-  shift 2
-  if [[ -n $opt_dry_run ]]; then
-    quoted "$@"
-  elif ! "$@" </dev/null 2>"$scratch/words"; then
-    say_absent
-    words=$(words_of "$scratch/words")
-    die "could not $what: ${words:-$1 says why above}; $(hint_for "$words" "$removal")."
-  fi
 }
 
 # A child that a signal ends before it has become its command still has this trap, and would remove what the launcher goes on with. So the shell that

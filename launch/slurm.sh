@@ -27,12 +27,25 @@ logs | delete) read_options "name=" "$@" ;;
 *) die "usage: launch/slurm.sh setup|run|logs|delete --name=N ..., not '$verb' (--help tells more)." ;;
 esac
 only_run_takes_flags "$verb"
+slurms="this is no login node of a Slurm cluster, or Slurm's commands are not on PATH (module load slurm)."
 if [[ $verb != setup ]]; then
   required name
-  need sbatch "this is no login node of a Slurm cluster, or Slurm's commands are not on PATH (module load slurm)."
+  case $verb in run) need sbatch "$slurms" ;; delete) need scancel "$slurms" ;; esac
 fi
 make_scratch
 removal="launch/slurm.sh delete --name=${opt_name-}"
+
+# Of a time as sbatch takes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
+minutes() {
+  local days=0 first second third
+  [[ $1 != *-* ]] || days=${1%%-*}
+  IFS=: read -r first second third <<<"${1#*-}"
+  if [[ $1 == *-* || -n $third ]]; then
+    echo $((10#$days * 1440 + 10#$first * 60 + 10#${second:-0}))
+  else
+    echo $((10#$first))
+  fi
+}
 
 jobs_of_name() {
   squeue --me --noheader --name="$opt_name" --format=%i
@@ -49,7 +62,9 @@ run)
   check_count --gpus "$opt_gpus" 1
   check_count --max-restarts "${opt_max_restarts:=3}" 0
   [[ -z $opt_cpus ]] || check_count --cpus "$opt_cpus" 1
-  check_trainer_flags ""
+  [[ -z $opt_time || $opt_time == 0 ]] || (($(minutes "$opt_time") >= 10)) || # 0 is no limit
+    die "--time=$opt_time is $(minutes "$opt_time") min to Slurm, of which the last three are for saving: give at least 10, or hours as 24:00:00."
+  check_trainer_flags "" $((opt_nodes * opt_gpus))
   [[ ! $workdir =~ ^/(tmp|var/tmp|dev/shm)(/|$) ]] ||
     die "--workdir=$workdir is another folder on each node: name one that all nodes see, as runs/$opt_name."
   [[ $workdir == *://* || $workdir == /* ]] || say "the workdir $workdir is under $root: all nodes must see it."

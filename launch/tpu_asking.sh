@@ -52,11 +52,15 @@ sort_out() {
 # After a call that did not reach all workers: waits a while where the platform calls them ready, for $1 seconds in all since $lost, and fails where
 # it does not.
 bear() {
+  local words hint
   [[ $(state_of_tpus) == ready ]] || return 1
   : "${lost:=$SECONDS}"
-  ((SECONDS - lost < $1)) || die "no contact with $name for $1 s ($(words_of "$scratch/words")), though the platform calls it ready: its job may \
+  words=$(words_of "$scratch/words")
+  hint=$(hint_for "$words" "$removal")
+  [[ $hint == nothing* ]] || words="$words; $hint"
+  ((SECONDS - lost < $1)) || die "no contact with $name for $1 s ($words), though the platform calls it ready: its job may \
 run there; launch/tpu_vm.sh stop $mine ends it, and $removal removes all."
-  say "no contact with $name ($(words_of "$scratch/words")), which the platform calls ready: what runs there goes on; trying again."
+  say "no contact with $name ($words), which the platform calls ready: what runs there goes on; trying again."
   sleep "${PAUSE:-15}"
 }
 

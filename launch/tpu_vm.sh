@@ -46,7 +46,7 @@ if [[ $verb == create || $verb == run ]]; then
 fi
 if [[ $verb == run ]]; then
   check_count --max-restarts "${opt_max_restarts:=3}" 0
-  check_trainer_flags gs://
+  check_trainer_flags gs:// $((chips * opt_slices))
 fi
 only_run_takes_flags "$verb"
 need gcloud "install it from https://cloud.google.com/sdk/docs/install, then gcloud init."
@@ -62,8 +62,11 @@ if ((opt_slices > 1)); then
   for ((index = 0; index < opt_slices; index++)); do nodes+=("$name-$index"); done
 fi
 removal="launch/tpu_vm.sh delete $mine"
-absent="there is no TPU named $name in $opt_zone: launch/tpu_vm.sh create $mine --topology=${opt_topology:-...} makes it (where there are several \
-slices, all commands want --slices=S)."
+again="$mine --topology=${opt_topology:-...}${opt_spot:+ --spot}${opt_reserved:+ --reserved}${opt_runtime:+ --runtime=$opt_runtime}\
+${opt_service_account:+ --service-account=$opt_service_account}${opt_network:+ --network=$opt_network}${opt_subnetwork:+ --subnetwork=$opt_subnetwork}"
+absent="there is no TPU named $name in $opt_zone: launch/tpu_vm.sh create $again makes it (where there are several slices, all commands want \
+--slices=S)."
+[[ $verb != delete ]] || absent="there is no TPU named $name in $opt_zone, so nothing is to be deleted."
 case $verb in setup | logs | stop | delete) absent_words=NOT_FOUND ;; esac # run itself deletes and makes anew
 
 # Queued resources are one way for one slice and several, on demand, spot and reserved.
@@ -126,13 +129,17 @@ setup() {
   done
 }
 
+# After a call that failed. That a key of ssh's is not there reads alike.
+say_not_set_up() {
+  ! grep -q "on_vm\.sh: No such file" "$scratch/words" || die "$name has not been set up: launch/tpu_vm.sh setup $mine"
+}
+
 # Starts a life on all workers. Sets life, which may be one that runs there already. The same call again starts nothing twice.
 start() {
   local answer answers running busy stopped told others=""
   : "${fresh:=$(date +%s).$$.$((lives += 1))}" # no other launcher has the same
   on_workers "$on_vm start $fresh ${life:-none} $(printf '%q ' "${ARGS[@]}")" || {
-    # That a key of ssh's is not there reads alike.
-    grep -q "on_vm\.sh: No such file" "$scratch/words" && die "$name has not been set up: launch/tpu_vm.sh setup $mine"
+    say_not_set_up
     return 1
   }
   sort_out || return 1
@@ -185,7 +192,7 @@ interrupt() {
 # Waits for a clear state of TPUs that cannot be reached, or whose workers were told to stop, and makes them anew if they were taken. Fails when they
 # are all right; $1 is for how many seconds that is not believed: workers hear of a pre-emption before the platform shows it.
 recreate() {
-  local began=$SECONDS state limit
+  local began=$SECONDS state limit latest=ready
   while
     state=$(state_of_tpus) # nothing, when Ctrl-C ended the question
     case ${state:-unknown} in
@@ -195,6 +202,8 @@ recreate() {
     esac
     ((SECONDS - began < limit))
   do
+    [[ ${state:-unknown} == "$latest" ]] || say "$name is ${state:-unknown} to the platform: waiting for a clear word, up to $limit s"
+    latest=${state:-unknown}
     sleep "${PAUSE:-10}"
   done
   case $state in
@@ -291,7 +300,12 @@ run) if [[ -n $opt_dry_run ]]; then show_run; else run; fi ;;
 logs | stop)
   word="tail last 40"
   [[ $verb == logs ]] || word="stop last TERM"
-  on_workers "$on_vm $word" || { say_absent && die "could not reach $name: $(words_of "$scratch/words")."; }
+  on_workers "$on_vm $word" || {
+    say_absent
+    say_not_set_up
+    words=$(words_of "$scratch/words")
+    die "could not reach $name: $words; $(hint_for "$words" "$removal")."
+  }
   [[ -n $opt_dry_run ]] || cat "$scratch/said"
   ;;
 esac

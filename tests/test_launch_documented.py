@@ -65,7 +65,7 @@ EVERY = [
     f"gke/jobset.sh run --name=a --topology=v5e:4x4 --image=r/i:1 {FLAGS}",
     "gke/jobset.sh logs --name=a --namespace=n",
     "gke/jobset.sh delete --name=a",
-    f"slurm.sh run --name=a --nodes=2 --gpus=8 --time=1:00 --partition=p --account=a --qos=q --cpus=4 {FLAGS}",
+    f"slurm.sh run --name=a --nodes=2 --gpus=8 --time=1:00:00 --partition=p --account=a --qos=q --cpus=4 {FLAGS}",
     "slurm.sh delete --name=a",
     "image.sh --image=r/i:1 --accelerator=cuda13",
 ]

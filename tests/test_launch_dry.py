@@ -50,7 +50,7 @@ EVERY = [
     f"gke/jobset.sh run {JOB}",
     "gke/jobset.sh logs --name=a",
     "gke/jobset.sh delete --name=a",
-    f"slurm.sh run --name=a --nodes=1 --gpus=1 --max-restarts=9 --time=1:00 {FLAGS}",
+    f"slurm.sh run --name=a --nodes=1 --gpus=1 --max-restarts=9 --time=1:00:00 {FLAGS}",
     "slurm.sh delete --name=a",
     "image.sh --image=r/i:1 --accelerator=tpu",
 ]

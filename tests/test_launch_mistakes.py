@@ -57,6 +57,8 @@ HINTS = [
     ("ERROR: (gcloud.x.create) You do not currently have an active account selected.\nPlease run:\n\n  $ gcloud auth login", LOGIN),
     ("ERROR: (gcloud.x.create) UNAUTHENTICATED: Request had invalid authentication credentials.", LOGIN),
     ("error: You must be logged in to the server (Unauthorized)", LOGIN),
+    ("ERROR: (gcloud.x.ssh) Could not SSH: Permission denied (publickey).", "put your key into the agent: ssh-add ~/.ssh/google_compute_engine"),
+    ('error: the server doesn\'t have a resource type "jobset"', "the cluster needs JobSet v0.10.1 or later: launch/gke/jobset.sh setup"),
     ("[ERROR] code: ZONE_RESOURCE_POOL_EXHAUSTED, The zone 'projects/p/zones/us-a1-b' does not have enough resources available", CAPACITY),
     ("The zone 'projects/p/zones/us-a1-b' does not have enough resources available to fulfill the request.  '(resource type:compute)'.", CAPACITY),
     ("ERROR: (gcloud.x.create) RESOURCE_EXHAUSTED: Insufficient capacity.", CAPACITY),
@@ -109,6 +111,11 @@ MISTAKES = [
     ("image.sh --image=r/i", "--image=r/i must be a place in a registry and a tag"),
     (f"{MANIFEST}/x:y:z --topology=v5e:4x4 {GOOD}", "--image=r/i:1/x:y:z must be a place in a registry and a tag"),
     (f"{SLURM} --time=24h {GOOD}", "--time=24h must be minutes, or written as 24:00:00 (hours) or 2-12:00:00 (two days and twelve hours).\n"),
+    (f"{SLURM} --time=00:09:59 {GOOD}", "--time=00:09:59 is 9 min to Slurm, of which the last three are for saving: give at least 10, or hours as 24:00"),
+    (f"{SLURM} --time=9:59 {GOOD}", "--time=9:59 is 9 min to Slurm"),
+    (f"{SLURM} --time=0-0:09 {GOOD}", "--time=0-0:09 is 9 min to Slurm"),
+    (f"{RUN} -- --config=configs/demo.py --workdir=gs://BUCKET/r", "--workdir=gs://BUCKET/r names no bucket, whose name has no capitals: put yours "),
+    ("image.sh --image=us-docker.pkg.dev/PROJECT/r/i:1", "--image=us-docker.pkg.dev/PROJECT/r/i:1 has capitals, which only a tag may have: "),
     (f"{SLURM} --time=1:00:00:00 {GOOD}", "--time=1:00:00:00 must be minutes"),
     ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x4 --spot --reserved", "--spot and --reserved exclude each other."),
     ("tpu_vm.sh create --name=a --zone=us-a1-b --topology=v5e:4x4 --slices=0", "--slices=0 must be a whole number from 1 to 99999"),
@@ -171,9 +178,13 @@ def test_mistakes(platform: Platform, words: str, said: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        *(f"slurm.sh run --name=a --nodes=1 --gpus=8 --time={form}" for form in ("90", "90:30", "24:00:00", "2-12", "2-12:30", "2-12:30:00")),
+        *(
+            f"slurm.sh run --name=a --nodes=1 --gpus=8 --time={form}"
+            for form in ("0", "90", "90:30", "08:08:08", "24:00:00", "2-12", "2-12:30", "2-12:30:00")
+        ),
         f"image.sh --image=localhost:5000/a/b@sha256:{'0' * 64}",
         "image.sh --image=cdcd_jax --no-push",
+        "image.sh --image=r/i:V1",
         "tpu_vm.sh logs --name=a --zone=us-central1-ai1a",
     ],
 )
@@ -225,6 +236,9 @@ def test_a_value_of_several_words_is_refused(platform: Platform) -> None:
     [
         ("--config.train.batch_size=0", "error: config key 'train.batch_size' must be above 0, not 0.\n"),
         ("--config.train.batch_size=64", ""),
+        ("--config.train.batch_size=40", "error: train.batch_size = 40 is not a multiple of mesh.data x fsdp = 16 x 1 (with mesh.tensor = 1 and "
+         "mesh.slices = 1 on 16 devices): take 32 or 48, or other axes.\n"),
+        ("--config.data.source=my.txt", "error: the machines have no my.txt: copy it to the bucket, and write --config.data.source=gs://...\n"),
     ],
 )
 def test_the_trainer_is_asked_about_its_flags_where_it_is_installed(platform: Platform, flag: str, said: str) -> None:
@@ -239,7 +253,7 @@ def test_a_config_file_that_asks_for_slices_is_held_against_those_that_are_made(
     """With one slice it would only fail on the machines."""
     project = platform.project()
     (project / "configs" / "two.py").write_text((project / "configs" / "demo.py").read_text().replace("return c", "c.mesh.slices = 2\n    return c"))
-    flags = ["--dry-run", "--", "--config=configs/two.py", "--workdir=gs://b/r"]
+    flags = ["--dry-run", "--", "--config=configs/two.py", "--workdir=gs://b/r", "--config.train.batch_size=64"]
     words = [*RUN.split()[1:], *options.split(), *flags]
     code, _, err = platform.run(project / "launch" / "tpu_vm.sh", *words, CHECKER=sys.executable, PYTHONPATH=str(ROOT))
     assert code == (2 if said else 0) and err.startswith(said) and err.count("\n") == bool(said), err

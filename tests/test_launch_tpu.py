@@ -128,6 +128,7 @@ def test_tpu_vm_watches_the_same_life_on_after_a_repair(platform: Platform, lost
     platform.lives(a_w_0=lost, a_w_1=other)
     platform.answer("gcloud compute tpus tpu-vm describe", (0, "REPAIRING\n", ""), (0, "REPAIRING\n", ""), (0, "READY\n", ""))
     ended, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER, PAUSE="0.5", GRACE="20")
+    assert err.count("a is unknown to the platform: waiting for a clear word, up to ") == 1, err
     assert ended == code and len(re.findall("again \\(\\d", err)) == max(lives) - 1, err
     assert [len(list((platform.folder / "vms/a" / f"a-w-{index}" / "cdcd_jobs").iterdir())) for index in range(2)] == lives
 
@@ -172,7 +173,8 @@ def test_tpu_vm_says_how_to_end_what_it_cannot_reach(platform: Platform) -> None
     platform.machines("a")
     platform.answer("gcloud compute tpus tpu-vm ssh", (255, "", "Permission denied (publickey).\n"))
     code, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER, FIRST_PATIENCE="1")
-    assert code == 2 and "nothing" not in err and err.splitlines()[-1].startswith("error: no contact with a for 1 s (Permission denied (publickey))")
+    last = err.splitlines()[-1]
+    assert code == 2 and "nothing" not in err and last.startswith("error: no contact with a for 1 s (Permission denied (publickey); put your key in")
     assert "launch/tpu_vm.sh stop --name=a --zone=us-a1-b ends it, and launch/tpu_vm.sh delete --name=a --zone=us-a1-b removes all." in err
 
 
@@ -188,6 +190,14 @@ def test_tpu_vm_tells_a_missing_project_from_a_missing_key(platform: Platform, m
     platform.answer("gcloud compute tpus tpu-vm ssh", (255, "", f"{missing}\n"))
     code, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, *TRAINER, FIRST_PATIENCE="0")
     assert code == 2 and err.startswith(f"error: {said}"), err
+    code, _, err = platform.run("launch/tpu_vm.sh", "logs", *VM)
+    assert code == 2 and err.startswith("error: " + said.replace("no contact with a for 0 s (", "could not reach a: ").split(")")[0]), err
+
+
+def test_what_makes_tpus_anew_makes_the_same(platform: Platform) -> None:
+    """On demand they would be dearer."""
+    code, _, err = platform.run("launch/tpu_vm.sh", "run", *TPU, "--spot", "--network=n", *TRAINER)
+    assert code == 2 and "create --name=a --zone=us-a1-b --topology=v5e:4x4 --spot --network=n makes it" in err, err
 
 
 def test_tpu_vm_does_not_wait_for_a_request_that_was_deleted(platform: Platform) -> None:
@@ -232,7 +242,8 @@ def test_tpu_vm_says_a_refusal_in_the_platforms_words(platform: Platform, answer
 def test_tpu_vm_says_that_there_is_no_such_tpu(platform: Platform, verb: str) -> None:
     code, _, err = platform.run("launch/tpu_vm.sh", verb, *VM)
     assert code == 2 and err.count("\n") == 1
-    assert err.startswith("error: there is no TPU named a in us-a1-b: launch/tpu_vm.sh create --name=a --zone=us-a1-b --topology=... makes it (where")
+    mends = {"delete": ", so nothing is to be deleted.\n"}.get(verb, ": launch/tpu_vm.sh create --name=a --zone=us-a1-b --topology=... makes it (")
+    assert err.startswith(f"error: there is no TPU named a in us-a1-b{mends}")
 
 
 def test_tpu_vm_does_not_wait_for_an_account(platform: Platform) -> None:

@@ -49,6 +49,12 @@ def reads(config: DataConfig, path: epath.Path) -> bool:
     return any(files.matches(files.absolute(files.locate(name)), path) for name in named)
 
 
+def beside(config: DataConfig) -> bool:
+    """Whether the source is a path from the folder in which the trainer starts, and so on another machine in that folder alone."""
+    source = config.source
+    return source not in EMBEDDED and source.partition(":")[0] not in HUBS and "://" not in source and not source.startswith(("/", "~"))
+
+
 def _share(total: int, bounds: tuple[int, int]) -> int:
     return min(max(total // PARTS, bounds[0]), bounds[1])
 

@@ -40,8 +40,8 @@ if [[ $verb == run ]]; then
   check_count --slices "${opt_slices:=1}" 1
   check service-account '^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$' "the name of one of Kubernetes in that namespace, and not Google's address"
   check_count --max-restarts "${opt_max_restarts:=3}" 0
-  check_trainer_flags gs://
   on_gke
+  check_trainer_flags gs:// $((chips * opt_slices))
 fi
 need kubectl "install it with gcloud components install kubectl, then gcloud container clusters get-credentials CLUSTER --location=..."
 make_scratch

@@ -49,7 +49,7 @@ fi
 if [[ $verb == run ]]; then
   required image
   check_count --max-restarts "${opt_max_restarts:=20}" 0
-  check_trainer_flags gs://
+  check_trainer_flags gs:// $((chips * opt_slices))
 fi
 need xpk "install it with pip install xpk."
 need kubectl "install it with gcloud components install kubectl."
