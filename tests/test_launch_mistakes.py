@@ -111,7 +111,7 @@ MISTAKES = [
     ("image.sh --image=r/i", "--image=r/i must be a place in a registry and a tag"),
     (f"{MANIFEST}/x:y:z --topology=v5e:4x4 {GOOD}", "--image=r/i:1/x:y:z must be a place in a registry and a tag"),
     (f"{SLURM} --time=24h {GOOD}", "--time=24h must be minutes, or written as 24:00:00 (hours) or 2-12:00:00 (two days and twelve hours).\n"),
-    (f"{SLURM} --time=00:09:59 {GOOD}", "--time=00:09:59 is 9 min to Slurm, of which the last three are for saving: give at least 10, or hours as 24:00"),
+    (f"{SLURM} --time=00:09:59 {GOOD}", "--time=00:09:59 is 9 min to Slurm, of which the last three are for saving: give at least 10, or hours"),
     (f"{SLURM} --time=9:59 {GOOD}", "--time=9:59 is 9 min to Slurm"),
     (f"{SLURM} --time=0-0:09 {GOOD}", "--time=0-0:09 is 9 min to Slurm"),
     (f"{RUN} -- --config=configs/demo.py --workdir=gs://BUCKET/r", "--workdir=gs://BUCKET/r names no bucket, whose name has no capitals: put yours "),
