@@ -172,9 +172,9 @@ check_trainer_flags() {
   ask_trainer "$1" "${2-}"
 }
 
-# What the trainer itself says of its flags, where it is installed here: it would say it on every machine, once those were paid for. Where it is not
-# installed, or is broken, nothing is said. A config file may name slices as well, or a text that the machines do not get. --slices=2 goes before it, as a flag does; with one slice no
-# flag is given, and what it names would only fail on the machines.
+# ask_trainer gs:// 16: what the trainer itself says of its flags, for that many devices, where it is installed here: it would say it on every machine,
+# once those were paid for. Where it is not installed, or is broken, nothing is said. A config file may name slices as well, or a text that the
+# machines do not get. --slices=2 goes before it, as a flag does; with one slice no flag is given, and what it names would only fail on the machines.
 ask_trainer() {
   local python=${CHECKER-$root/.venv/bin/python} words code="
 from cdcd_jax import doors, train
@@ -185,7 +185,8 @@ def look():
     config = from_dict(train.CONFIG.value)
     print('mesh.slices is', config.mesh.slices)
     if '$1' and places.beside(config.data):
-        raise UserError(f'the machines have no {config.data.source}: copy it to the bucket, and write --config.data.source=$1...')
+        where = 'lay the text, or what prepare makes of it (docs/DATA.md), where they see it'
+        raise UserError(f'the machines have no {config.data.source}: {where}, as in --config.data.source=$1...')
     if '$2':
         mesh.sizes(config, int('$2'))
 doors.run(look)"

@@ -16,7 +16,9 @@ words_of() {
 hint_for() {
   local image=${opt_image-}
   case $1 in
-  *"permission denied"*[Dd]"ocker daemon"* | *"permission denied"*docker.sock*) echo "let this account use docker: sudo usermod -aG docker $(id -un)" ;;
+  *"permission denied"*[Dd]"ocker daemon"* | *"permission denied"*docker.sock*)
+    echo "let this account use docker: sudo usermod -aG docker $(id -un)"
+    ;;
   *[Dd]"ocker daemon"*) echo "start it: sudo systemctl start docker, or open Docker Desktop" ;;
   *"basic auth"* | *"denied: "* | *unauthorized:* | *Unauthenticated*)
     echo "log docker in with gcloud auth configure-docker ${image%%/*}, by an account that may write there (Artifact Registry Writer)"
@@ -41,7 +43,9 @@ hint_for() {
     echo "try another zone, or --spot"
     ;;
   *ccelerator*"not found"* | *NOT_FOUND*cceleratorType*) echo "what the zone has: gcloud compute tpus accelerator-types list --zone=ZONE" ;;
-  *"no matches for kind"* | *"resource type"*jobset* | *"unknown field"*) echo "the cluster needs JobSet $jobset_version or later: launch/gke/jobset.sh setup" ;;
+  *"no matches for kind"* | *"resource type"*jobset* | *"unknown field"*)
+    echo "the cluster needs JobSet $jobset_version or later: launch/gke/jobset.sh setup"
+    ;;
   *"connection to the server"* | *"current-context"*)
     echo "point kubectl at the cluster: gcloud container clusters get-credentials NAME --location=ZONE"
     ;;

@@ -62,8 +62,9 @@ if ((opt_slices > 1)); then
   for ((index = 0; index < opt_slices; index++)); do nodes+=("$name-$index"); done
 fi
 removal="launch/tpu_vm.sh delete $mine"
-again="$mine --topology=${opt_topology:-...}${opt_spot:+ --spot}${opt_reserved:+ --reserved}${opt_runtime:+ --runtime=$opt_runtime}\
-${opt_service_account:+ --service-account=$opt_service_account}${opt_network:+ --network=$opt_network}${opt_subnetwork:+ --subnetwork=$opt_subnetwork}"
+again="$mine --topology=${opt_topology:-...}${opt_spot:+ --spot}${opt_reserved:+ --reserved}${opt_runtime:+ --runtime=$opt_runtime}"
+again+="${opt_service_account:+ --service-account=$opt_service_account}${opt_network:+ --network=$opt_network}"
+again+="${opt_subnetwork:+ --subnetwork=$opt_subnetwork}"
 absent="there is no TPU named $name in $opt_zone: launch/tpu_vm.sh create $again makes it (where there are several slices, all commands want \
 --slices=S)."
 [[ $verb != delete ]] || absent="there is no TPU named $name in $opt_zone, so nothing is to be deleted."

@@ -238,7 +238,8 @@ def test_a_value_of_several_words_is_refused(platform: Platform) -> None:
         ("--config.train.batch_size=64", ""),
         ("--config.train.batch_size=40", "error: train.batch_size = 40 is not a multiple of mesh.data x fsdp = 16 x 1 (with mesh.tensor = 1 and "
          "mesh.slices = 1 on 16 devices): take 32 or 48, or other axes.\n"),
-        ("--config.data.source=my.txt", "error: the machines have no my.txt: copy it to the bucket, and write --config.data.source=gs://...\n"),
+        ("--config.data.source=my.txt", "error: the machines have no my.txt: lay the text, or what prepare makes of it (docs/DATA.md), "
+         "where they see it, as in --config.data.source=gs://...\n"),
     ],
 )
 def test_the_trainer_is_asked_about_its_flags_where_it_is_installed(platform: Platform, flag: str, said: str) -> None:
