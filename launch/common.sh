@@ -172,7 +172,7 @@ check_trainer_flags() {
   ask_trainer "$1" "${2-}"
 }
 
-# ask_trainer gs:// 16: what the trainer itself says of its flags, for that many devices, where it is installed here: it would say it on every machine,
+# ask_trainer gs:// 16: what the trainer itself says of its flags, for so many devices, where it is installed here: it would say it on every machine,
 # once those were paid for. Where it is not installed, or is broken, nothing is said. A config file may name slices as well, or a text that the
 # machines do not get. --slices=2 goes before it, as a flag does; with one slice no flag is given, and what it names would only fail on the machines.
 ask_trainer() {
