@@ -76,11 +76,13 @@ check_values() {
   check namespace '^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$' "$short 63"
   [[ ! ${opt_zone-} =~ ^[a-z]+-[a-z]+[0-9]+$ ]] || die "--zone=$opt_zone is a region: name one of its zones, as $opt_zone-a."
   check zone '^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$' "a zone, as us-central1-a"
-  [[ -n ${opt_no_push-} ]] || check image '^[^[:space:]/@]+(/[^[:space:]/:@]+)+(:[A-Za-z0-9_][A-Za-z0-9_.-]*|@sha256:[0-9a-f]{64})$' \
+  local tag=':[A-Za-z0-9_][A-Za-z0-9_.-]*' digest='@sha256:[0-9a-f]{64}' image=${opt_image-}
+  [[ -n ${opt_no_push-} ]] || check image "^[^[:space:]/@]+(/[^[:space:]/:@]+)+($tag|$digest|$tag$digest)\$" \
     "a place in a registry and a tag, as us-docker.pkg.dev/PROJECT/REPOSITORY/cdcd_jax:1"
-  [[ -n ${opt_no_push-} || -n $opt_dry_run || ! ${opt_image-} =~ [A-Z].*[/:] ]] ||
-    die "--image=$opt_image has capitals, which only a tag may have: put your project and repository in their place."
-  check time '^[0-9]+(-[0-9]{1,2})?(:[0-9]{1,2}){0,2}$' "minutes, or written as 24:00:00 (hours) or 2-12:00:00 (two days and twelve hours)"
+  [[ -n ${opt_no_push-} || -n $opt_dry_run || ! ${image%@*} =~ [A-Z].*[/:] ]] ||
+    die "--image=$image has capitals, which only a tag may have: put your project and repository in their place."
+  check time '^([0-9]+(-[0-9]{1,2})?(:[0-9]{1,2}){0,2}|UNLIMITED|INFINITE)$' \
+    "minutes (0: no limit), or written as 24:00:00 (hours) or 2-12:00:00 (two days and twelve hours)"
   for option in partition account qos; do check "$option" '^[^[:space:]]+$' "one word"; done
 }
 
@@ -134,7 +136,9 @@ check_trainer_flags() {
   local flag file="" slices="" index=0 place_of_workdir
   workdir=""
   for flag in ${ARGS[@]+"${ARGS[@]}"}; do
-    [[ $flag == --?*=* ]] || die "the trainer's flag '$flag' has no value: each is one word, --name=value."
+    [[ $flag != -[!-]* ]] || flag=-$flag # which absl takes as well
+    [[ $flag == --?*=* || $flag =~ ^--(no)?config\.[a-z_]+\.[a-z_0-9]+$ || $flag == --*logtostderr ]] || # the last two are yes or no
+      die "the trainer's flag '$flag' has no value: each is one word, --name=value."
     [[ $flag == *[[:cntrl:]]* ]] && die "a flag of the trainer holds a line break or another control character: $(printf %q "$flag")."
     case $flag in
     --workdir=*) workdir=${flag#*=} place_of_workdir=$index ;;
@@ -148,7 +152,7 @@ check_trainer_flags() {
       [[ -z $1 || " $shipped " == *" ${file%%/*} "* ]] ||
         die "the config file $file is not among what the machines get of $root: put it into configs/."
       ;;
-    --config.?*=* | --go_back_to=* | --verbosity=*) ;;
+    --config.?* | --noconfig.?* | --go_back_to=* | --verbosity=* | --v=* | --log_dir=* | --stderrthreshold=* | --*logtostderr) ;;
     *) die "the trainer has no flag ${flag%%=*}: it has --config, --config.SECTION.KEY, --workdir and --go_back_to." ;;
     esac
     index=$((index + 1))
@@ -183,21 +187,19 @@ from cdcd_jax.data import places
 from cdcd_jax.parallel import mesh
 def look():
     config = from_dict(train.CONFIG.value)
-    print('mesh.slices is', config.mesh.slices)
-    if '$1' and places.beside(config.data):
-        where = 'lay the text, or what prepare makes of it (docs/DATA.md), where they see it'
-        raise UserError(f'the machines have no {config.data.source}: {where}, as in --config.data.source=$1...')
+    slices = config.mesh.slices
+    if '${opt_slices-}' not in ('', str(slices)):
+        raise UserError(f'--slices=${opt_slices-} and the config\'s mesh.slices={slices} differ: give --slices={slices}, or change the config.')
+    for path in places.relative(config.data) if '$1' else []:
+        if path.split('/')[0] not in '$shipped'.split():
+            where = 'lay what is there, or for a text what prepare makes of it (docs/DATA.md), where they see it'
+            raise UserError(f'the machines have no {path}: {where}, at $1...')
     if '$2':
         mesh.sizes(config, int('$2'))
 doors.run(look)"
   command -v "$python" >/dev/null || return 0
-  if words=$(cd "$place" && "$python" -u -c "$code" "${ARGS[@]}" 2>&1 </dev/null); then
-    [[ -z ${opt_slices-} || ! $words =~ mesh\.slices\ is\ ([0-9]+) || ${BASH_REMATCH[1]} == "$opt_slices" ]] ||
-      die "--slices=$opt_slices and the config's mesh.slices=${BASH_REMATCH[1]} differ: give --slices=${BASH_REMATCH[1]}, or change the config."
-  elif [[ $? == 2 ]]; then
-    words=${words##*$'\n'} # a config may print something before
-    die "${words#error: }"
-  fi
+  words=$(cd "$place" && "$python" -c "$code" "${ARGS[@]}" 2>&1 >/dev/null </dev/null)
+  [[ $? != 2 ]] || die "$(grep '^error: ' <<<"$words" | tail -n 1 | cut -c 8-)"
 }
 
 # A word as one may type it, quoted only where it must be.

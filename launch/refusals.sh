@@ -20,7 +20,7 @@ hint_for() {
     echo "let this account use docker: sudo usermod -aG docker $(id -un)"
     ;;
   *[Dd]"ocker daemon"*) echo "start it: sudo systemctl start docker, or open Docker Desktop" ;;
-  *"basic auth"* | *"denied: "* | *unauthorized:* | *Unauthenticated*)
+  *"basic auth"* | "denied: "* | *"registry: denied: "* | "unauthorized: "* | *"Unauthenticated request"*) # docker's, and no file's
     echo "log docker in with gcloud auth configure-docker ${image%%/*}, by an account that may write there (Artifact Registry Writer)"
     ;;
   *ALREADY_EXISTS* | *AlreadyExists* | *"already exists"*) echo "the name is taken: choose another, or remove that one with: $2" ;;

@@ -62,7 +62,7 @@ run)
   check_count --gpus "$opt_gpus" 1
   check_count --max-restarts "${opt_max_restarts:=3}" 0
   [[ -z $opt_cpus ]] || check_count --cpus "$opt_cpus" 1
-  [[ -z $opt_time || $opt_time == 0 ]] || (($(minutes "$opt_time") >= 10)) || # 0 is no limit
+  [[ $opt_time =~ ^(0|[A-Z]*)$ ]] || (($(minutes "$opt_time") >= 10)) || # 0 is no limit
     die "--time=$opt_time is $(minutes "$opt_time") min to Slurm, of which the last three are for saving: give at least 10, or hours as 24:00:00."
   check_trainer_flags "" $((opt_nodes * opt_gpus))
   [[ ! $workdir =~ ^/(tmp|var/tmp|dev/shm)(/|$) ]] ||

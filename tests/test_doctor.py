@@ -107,6 +107,7 @@ def test_the_mesh_counts_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"train.batch_size": 2, "train.accumulation_steps": 1}, "--config.train.batch_size=8"),
         ({"mesh.data": 4, "mesh.slices": 3}, "--config.mesh.data=-1 --config.mesh.slices=1"),
         ({"mesh.data": 2}, "--config.mesh.data=-1"),
+        ({"mesh.data": 4, "mesh.slices": 3, "mesh.fsdp": 1, "mesh.tensor": 2}, "--config.mesh.slices=1"),
         ({"mesh.tensor": 16}, "--config.mesh.tensor=1"),
     ],
 )
@@ -227,11 +228,14 @@ def test_a_prepared_folder_must_be_whole_and_fit_the_config(tmp_path: pathlib.Pa
     ],
 )
 def test_a_workdir_that_cannot_be(tmp_path: pathlib.Path, workdir: str, said: str, mend: str) -> None:
+    """It is a line, and the others still are lines."""
     if workdir.startswith("/sys") and not os.path.isdir("/sys/kernel"):
         pytest.skip("there is no /sys, in which nobody may write")
     (tmp_path / "a file").write_text("")
-    found = checkup.writable(workdir.replace("FOLDER", str(tmp_path)))
+    workdir = workdir.replace("FOLDER", str(tmp_path))
+    found = checkup.writable(workdir)
     assert not found.good and said in found.said and found.mend == mend
+    assert "checkpoints take" in checkup.disk(workdir, tiny.config()).said or "://" in workdir
 
 
 def test_a_text_that_cannot_be_opened_is_answered_with_another_text() -> None:

@@ -74,6 +74,7 @@ HINTS = [
      "what you may name: sacctmgr show associations user="),
     ("sbatch: error: Batch job submission failed: Invalid qos specification", "what you may name: sacctmgr show associations user="),
     ("ERROR: (gcloud.x.create) INTERNAL: an internal error", "nothing was tried again"),
+    ("ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/usr/lib/x'", "nothing was tried again"),
 ]  # fmt: skip
 
 
@@ -110,7 +111,7 @@ MISTAKES = [
     ("image.sh --image=cdcd_jax:1", "--image=cdcd_jax:1 must be a place in a registry and a tag, as us-docker.pkg.dev/"),
     ("image.sh --image=r/i", "--image=r/i must be a place in a registry and a tag"),
     (f"{MANIFEST}/x:y:z --topology=v5e:4x4 {GOOD}", "--image=r/i:1/x:y:z must be a place in a registry and a tag"),
-    (f"{SLURM} --time=24h {GOOD}", "--time=24h must be minutes, or written as 24:00:00 (hours) or 2-12:00:00 (two days and twelve hours).\n"),
+    (f"{SLURM} --time=24h {GOOD}", "--time=24h must be minutes (0: no limit), or written as 24:00:00 (hours) or 2-12:00:00 (two days"),
     (f"{SLURM} --time=00:09:59 {GOOD}", "--time=00:09:59 is 9 min to Slurm, of which the last three are for saving: give at least 10, or hours"),
     (f"{SLURM} --time=9:59 {GOOD}", "--time=9:59 is 9 min to Slurm"),
     (f"{SLURM} --time=0-0:09 {GOOD}", "--time=0-0:09 is 9 min to Slurm"),
@@ -180,9 +181,10 @@ def test_mistakes(platform: Platform, words: str, said: str) -> None:
     [
         *(
             f"slurm.sh run --name=a --nodes=1 --gpus=8 --time={form}"
-            for form in ("0", "90", "90:30", "08:08:08", "24:00:00", "2-12", "2-12:30", "2-12:30:00")
+            for form in ("0", "90", "90:30", "08:08:08", "24:00:00", "2-12", "2-12:30", "2-12:30:00", "UNLIMITED")
         ),
         f"image.sh --image=localhost:5000/a/b@sha256:{'0' * 64}",
+        f"image.sh --image=r/i:V1@sha256:{'0' * 64}",
         "image.sh --image=cdcd_jax --no-push",
         "image.sh --image=r/i:V1",
         "tpu_vm.sh logs --name=a --zone=us-central1-ai1a",
@@ -238,13 +240,15 @@ def test_a_value_of_several_words_is_refused(platform: Platform) -> None:
         ("--config.train.batch_size=64", ""),
         ("--config.train.batch_size=40", "error: train.batch_size = 40 is not a multiple of mesh.data x fsdp = 16 x 1 (with mesh.tensor = 1 and "
          "mesh.slices = 1 on 16 devices): take 32 or 48, or other axes.\n"),
-        ("--config.data.source=my.txt", "error: the machines have no my.txt: lay the text, or what prepare makes of it (docs/DATA.md), "
-         "where they see it, as in --config.data.source=gs://...\n"),
+        ("--config.data.source=my.txt", "error: the machines have no my.txt: lay what is there, or for a text what prepare makes of it "
+         "(docs/DATA.md), where they see it, at gs://...\n"),
+        ("--config.data.tokenizer_from=runs/demo", "error: the machines have no runs/demo: lay what is there"),
+        ("--config.data.source=configs/demo.py", ""),
     ],
 )
 def test_the_trainer_is_asked_about_its_flags_where_it_is_installed(platform: Platform, flag: str, said: str) -> None:
     code, _, err = platform.run("launch/tpu_vm.sh", *RUN.split()[1:], "--dry-run", *TRAINER, flag, CHECKER=sys.executable)
-    assert (code, err) == (2 if said else 0, said)
+    assert code == (2 if said else 0) and err.startswith(said) and err.count("\n") == bool(said)
     # An installation that is broken has no say.
     assert platform.run("launch/tpu_vm.sh", *RUN.split()[1:], "--dry-run", *TRAINER, flag, CHECKER="/bin/false")[0] == 0
 
@@ -260,10 +264,23 @@ def test_a_config_file_that_asks_for_slices_is_held_against_those_that_are_made(
     assert code == (2 if said else 0) and err.startswith(said) and err.count("\n") == bool(said), err
 
 
+def test_each_launcher_tells_the_trainer_its_devices(platform: Platform) -> None:
+    asked = platform.folder / "asked"
+    checker = platform.folder / "checker"
+    checker.write_text(f"#!/bin/sh\nprintf '%s' \"$2\" >{asked}\nprintf 'hello\\nerror: it does not fit.\\nbye\\n' >&2\nexit 2\n")
+    checker.chmod(0o755)
+    for words, devices in ((RUN, 16), (f"{RUN} --slices=3", 48), (f"{MANIFEST} --topology=v5p:2x2x2 --slices=2", 16), (XPK, 16), (SLURM, 8)):
+        code, _, err = platform.run(f"launch/{words.split()[0]}", *words.split()[1:], *GOOD.split(), CHECKER=str(checker))
+        assert (code, err) == (2, "error: it does not fit.\n") and f"mesh.sizes(config, int('{devices}'))" in asked.read_text()
+    assert not platform.calls()
+
+
 def test_the_flags_that_launchers_let_through_are_the_trainers(platform: Platform) -> None:
     defined = re.findall(r'DEFINE_\w+\("(\w+)"', (ROOT / "cdcd_jax" / "train.py").read_text())
     assert set(defined) == {"config", "workdir", "go_back_to"}
     assert platform.run("launch/tpu_vm.sh", *RUN.split()[1:], "--dry-run", *TRAINER, "--go_back_to=1", "--verbosity=1")[0] == 0
+    for flag in ("--noconfig.train.self_conditioning", "--config.train.self_conditioning", "-config.train.seed=1", "--logtostderr", "--log_dir=/l"):
+        assert platform.run("launch/tpu_vm.sh", *RUN.split()[1:], "--dry-run", *TRAINER, flag)[0] == 0
 
 
 @pytest.mark.parametrize(

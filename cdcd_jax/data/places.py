@@ -49,10 +49,10 @@ def reads(config: DataConfig, path: epath.Path) -> bool:
     return any(files.matches(files.absolute(files.locate(name)), path) for name in named)
 
 
-def beside(config: DataConfig) -> bool:
-    """Whether the source is a path from the folder in which the trainer starts, and so on another machine in that folder alone."""
-    source = config.source
-    return source not in EMBEDDED and source.partition(":")[0] not in HUBS and "://" not in source and not source.startswith(("/", "~"))
+def relative(config: DataConfig) -> list[str]:
+    """The paths that begin in the folder where the trainer starts, and that other machines have only if they have that folder."""
+    source = "" if config.source in EMBEDDED or config.source.partition(":")[0] in HUBS else config.source
+    return [path for path in (source, config.tokenizer_from) if path and "://" not in path and not path.startswith(("/", "~"))]
 
 
 def _share(total: int, bounds: tuple[int, int]) -> int:

@@ -16,7 +16,7 @@ from cdcd_jax.parallel.chips import CHIPS, Chip
 TPUS = {name: chip for name, chip in CHIPS.items() if chip.dimensions}
 GPUS = {name: chip for name, chip in CHIPS.items() if chip.node}
 KNOWN = "v5e:16x16, v6e:4x4, v4:4x4x4, v5p:8x8x8, 2xv5e:16x16 for two slices, " + ", ".join(f"gpu:{name}x8" for name in GPUS)
-LARGER = ("4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")  # the default shapes of whole cubes
+LARGER = ("4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16", "16x16x24")  # the default shapes of whole cubes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,9 @@ def _nearly(name: str) -> str:
     if near := re.fullmatch(rf"(v5litepod|{'|'.join(TPUS)})(?:[:-]([0-9]*))?", name.lower()):  # v5litepod-16 and v5p-8, as Google writes them, or v5e
         kind = near[1].replace("v5litepod", "v5e")
         chips = int(near[2] or 0) / (2 if TPUS[kind].dimensions == 3 else 1)  # where Google counts cores
-        same = [shape for shape in (*TPUS[kind].shapes, *LARGER) if math.prod(map(int, shape.split("x"))) == chips]
-        return f"its {chips:.0f} chips are {kind}:{same[0]}; " if same else f"{kind} is named with a shape, {kind}:{TPUS[kind].shapes[3]}, say; "
+        shapes = TPUS[kind].shapes + (LARGER if TPUS[kind].dimensions == 3 else ())
+        same = [shape for shape in shapes if math.prod(map(int, shape.split("x"))) == chips]
+        return f"that is {kind}:{same[0]}; " if same else f"{kind} is named with a shape, {kind}:{TPUS[kind].shapes[3]}, say; "
     if re.fullmatch(rf"(?:[1-9][0-9]*x)?(?:{'|'.join(TPUS)}):[0-9x]+", name.lower()):
         return f"did you mean {name.lower()}? "
     return ""

@@ -147,7 +147,7 @@ def _dividing(config: Config, count: int) -> str:
     found = next((changes for changes in (free | batch, free) if divides(changed_config(config, changes), count)), None)
     if found is None:
         return f"choose mesh.data, mesh.fsdp and mesh.tensor whose product is {count}, and a train.batch_size that {unit} divides"
-    for key in free | batch:  # what need not change is left as it is
+    for key in len(found) * tuple(found):  # what need not change is left as it is, or need no more once another is
         fewer = {name: value for name, value in found.items() if name != key}
         found = fewer if divides(changed_config(config, fewer), count) else found
     return " ".join(flags(config, found))
@@ -234,17 +234,17 @@ def _opening_bucket(bucket: str, error: Exception) -> str:
 
 def disk(workdir: str | None, config: Config | None) -> Finding:
     """Whether the disk holds the checkpoints that are kept, and one that is being written."""
-    there = workdir is None or "://" in workdir
-    folder = files.nearest(epath.Path("." if there or workdir is None else workdir).expanduser())
+    here = workdir if workdir is not None and "://" not in workdir else None
+    folder = files.nearest(epath.Path(here or ".").expanduser())
     free = shutil.disk_usage(folder).free
     said = f"{free / 2**30:.1f} GiB free on the disk of {folder.resolve()}"
-    if config is None or there:
+    if config is None or here is None:
         largest = f"du -xh --max-depth=3 {shlex.quote(str(folder.resolve()))} | sort -h | tail shows what takes it"
         return Finding("disk", free > 2**30, said, "" if free > 2**30 else largest)
     vocab_size, supposed = _vocabulary(config)
     abstract = jax.eval_shape(lambda: init_state(config, jnp.zeros(vocab_size)))
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    lying = len(checkpoint.listed(files.locate(workdir)))
+    lying = _lying(here)
     said += f"; {_checkpoints(config) - 1:,} + 1 checkpoints take {one * _checkpoints(config) / 2**30:.1f} GiB{supposed}"
     said += f", and {lying:,} of them lie there" if lying else ""
     if free > one * max(1, _checkpoints(config) - lying):
@@ -264,6 +264,16 @@ def _vocabulary(config: Config) -> tuple[int, str]:
         return vocabulary(config), ""
     except UserError:
         return config.data.vocab_size, f" if the vocabulary has {config.data.vocab_size:,} tokens (the text, which decides it, is not read here)"
+
+
+def _lying(workdir: str) -> int:
+    """How many checkpoints lie in a workdir; none where it cannot be one, which is told in a line of its own."""
+    try:
+        return len(checkpoint.listed(files.locate(workdir)))
+    except (UserError, TryAgain):
+        return 0
+    except files.failures():
+        return 0
 
 
 def _checkpoints(config: Config) -> int:

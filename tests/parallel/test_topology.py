@@ -59,9 +59,10 @@ def test_names(name: str, chip: str, slices: int, sides: tuple[int, ...], count:
         ("0xv5e:4x4", "unknown topology '0xv5e:4x4': known are "),
         ("gpu:h200", "unknown topology 'gpu:h200': GPUs are named by their number on all nodes: gpu:h200x8; known are "),
         ("2xgpu:h200x8", "unknown topology '2xgpu:h200x8': GPUs are named by their number on all nodes: gpu:h200x16; known are "),
-        ("v5litepod-16", "unknown topology 'v5litepod-16': its 16 chips are v5e:4x4; known are "),
-        ("v5p-1024", "unknown topology 'v5p-1024': its 512 chips are v5p:8x8x8; known are "),
+        ("v5litepod-16", "unknown topology 'v5litepod-16': that is v5e:4x4; known are "),
+        ("v5p-1024", "unknown topology 'v5p-1024': that is v5p:8x8x8; known are "),
         ("v5p-9", "unknown topology 'v5p-9': v5p is named with a shape, v5p:2x4x4, say; known are "),
+        ("v5e-512", "unknown topology 'v5e-512': v5e is named with a shape, v5e:4x4, say; known are "),
         ("v6e", "unknown topology 'v6e': v6e is named with a shape, v6e:4x4, say; known are "),
         ("V5E:4x4", "unknown topology 'V5E:4x4': did you mean v5e:4x4? known are "),
         ("h100x4", "unknown topology 'h100x4': GPUs are named by their number on all nodes: gpu:h100x4; known are "),
@@ -119,6 +120,7 @@ def test_what_is_launched_can_be_planned(chip: str) -> None:
     said = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stderr
     shapes = said.partition(f"{chip} has the shapes ")[2].rstrip(".\n").split()
     assert shapes and all(topology.parse(f"{chip}:{shape}").count for shape in shapes)
+    assert set(shapes) <= {*CHIPS[chip].shapes, *topology.LARGER}
 
 
 @dataclasses.dataclass(frozen=True)
